@@ -1,0 +1,98 @@
+//! Which source objects take part: globs on the key, size, time.
+
+use crate::{
+    error::{Error, ErrorKind, Op, Result},
+    object::Entry,
+};
+use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// Filter settings. All that are given must hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FilterSettings {
+    /// Only keys that match one of these globs (`*` stops at `/`, `**` does not).
+    pub include: Vec<String>,
+    /// No keys that match one of these.
+    pub exclude: Vec<String>,
+    /// Only objects of at least so many bytes.
+    pub min_size: Option<u64>,
+    /// Only objects of at most so many bytes.
+    pub max_size: Option<u64>,
+    /// Only objects written at or after this time.
+    pub modified_since: Option<Timestamp>,
+    /// Only objects written before this time.
+    pub modified_before: Option<Timestamp>,
+}
+
+/// A compiled filter.
+#[derive(Debug, Clone)]
+pub struct Filter {
+    settings: FilterSettings,
+    include: Option<GlobSet>,
+    exclude: Option<GlobSet>,
+}
+
+impl Filter {
+    /// Compiles the globs. `Invalid`, naming the glob, when one is not.
+    pub fn new(settings: FilterSettings) -> Result<Self> {
+        let include = globs("filter.include", &settings.include)?;
+        let exclude = globs("filter.exclude", &settings.exclude)?;
+        Ok(Self { settings, include, exclude })
+    }
+
+    /// Whether an entry takes part. A size or time that the listing does not tell lets it pass.
+    pub fn takes(&self, entry: &Entry) -> bool {
+        let s = &self.settings;
+        let key = entry.key.as_str();
+        self.include.as_ref().is_none_or(|set| set.is_match(key))
+            && self.exclude.as_ref().is_none_or(|set| !set.is_match(key))
+            && entry.size.is_none_or(|size| s.min_size.is_none_or(|least| size >= least) && s.max_size.is_none_or(|most| size <= most))
+            && entry.modified.is_none_or(|at| {
+                s.modified_since.is_none_or(|since| at >= since) && s.modified_before.is_none_or(|before| at < before)
+            })
+    }
+}
+
+fn globs(setting: &str, patterns: &[String]) -> Result<Option<GlobSet>> {
+    if patterns.is_empty() {
+        return Ok(None);
+    }
+    let mut set = GlobSetBuilder::new();
+    for pattern in patterns {
+        let glob = GlobBuilder::new(pattern).literal_separator(true).backslash_escape(true).build().map_err(|e| {
+            Error::new(ErrorKind::Invalid, Op::Configure, format!("{setting} = {pattern}")).with_source(e)
+        })?;
+        set.add(glob);
+    }
+    set.build().map(Some).map_err(|e| Error::new(ErrorKind::Invalid, Op::Configure, setting).with_source(e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_given_conditions_must_hold() {
+        let filter = Filter::new(FilterSettings {
+            include: vec!["logs/**".into(), "*.txt".into()],
+            exclude: vec!["**/tmp/*".into()],
+            min_size: Some(1),
+            max_size: Some(10),
+            ..FilterSettings::default()
+        })
+        .unwrap();
+        let takes = |key: &str, size| filter.takes(&Entry::new(key, size, None));
+        assert!(takes("logs/a/b", 5) && takes("x.txt", 1) && takes("x.txt", 10));
+        assert!(!takes("d/x.txt", 5) && !takes("logs/tmp/a", 5) && !takes("x.txt", 0) && !takes("x.txt", 11));
+    }
+
+    #[test]
+    fn a_bad_glob_is_named() {
+        let bad = FilterSettings { include: vec!["a[".into()], ..FilterSettings::default() };
+        let error = Filter::new(bad).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert!(error.to_string().contains("a["), "{error}");
+    }
+}

@@ -1,0 +1,415 @@
+//! Compares a source with a destination and queues what differs: two ordered listings, merged as streams, in constant memory.
+//!
+//! The key space is cut into ranges `(a, b]`, never prefixes, so that every key lies in exactly one. Each step (position,
+//! totals, packs to send) is one atomic write of the state store; packs are sent after it. A finder that died goes on where
+//! it was, and sends again at most packs whose duplicates are harmless.
+
+mod lister;
+mod shard;
+
+use crate::{
+    env::{SharedEnv, SystemEnv, random_id},
+    error::{Error, ErrorKind, Op, Result},
+    events::{Event, Events},
+    filter::{Filter, FilterSettings},
+    index::{Index, ListOrder},
+    key_map::KeyMap,
+    object::EtagKind,
+    plan::{
+        compare::{Compare, CompareBy},
+        cost::{Plan, Prices, Requests},
+    },
+    queue::{Message, Queue},
+    retry::RetryPolicy,
+    state::{Advance, OutboxPack, PackId, Run, RunId, RunState, Shard, StateStore},
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    sync::{Arc, Mutex, atomic::AtomicUsize},
+    time::Duration,
+};
+use tokio::{sync::mpsc, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+/// What to do with an object of the same size and another etag that was never recorded: another tool may have put it there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnknownPolicy {
+    /// Compare checksums of both sides and record; copy when they differ or cannot be compared.
+    #[default]
+    Adopt,
+    /// Copy.
+    Copy,
+    /// Believe the size.
+    TrustSize,
+}
+
+/// When an object at the destination may be replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Overwrite {
+    /// When it differs.
+    #[default]
+    Always,
+    /// When it differs and the source is newer.
+    IfNewer,
+    /// Never.
+    Never,
+}
+
+/// How a finder finds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FinderSettings {
+    /// A plain string prefix of source keys, not a folder.
+    pub prefix: String,
+    /// When two objects are equal.
+    pub compare: CompareBy,
+    /// What to do with same size, other etag, no record.
+    pub unknown: UnknownPolicy,
+    /// When the destination may be replaced.
+    pub overwrite: Overwrite,
+    /// Which source objects take part.
+    pub filter: FilterSettings,
+    /// Delete at the destination what the source does not hold.
+    pub delete_extra: bool,
+    /// When more would be deleted, nothing is.
+    pub max_delete: u64,
+    /// Key ranges listed at once.
+    pub shards: usize,
+    /// Pages after which a range may be cut in two.
+    pub split_after_pages: u64,
+    /// Most bytes of a message. SQS bills each 64 KiB as one request.
+    pub pack_bytes: usize,
+    /// Most jobs of a message.
+    pub pack_jobs: usize,
+    /// Wait while the queue holds more messages.
+    pub max_ready: u64,
+    /// Tries of a request.
+    pub retry: RetryPolicy,
+}
+
+impl Default for FinderSettings {
+    fn default() -> Self {
+        Self {
+            prefix: String::new(),
+            compare: CompareBy::default(),
+            unknown: UnknownPolicy::default(),
+            overwrite: Overwrite::default(),
+            filter: FilterSettings::default(),
+            delete_extra: false,
+            max_delete: 1000,
+            shards: 8,
+            split_after_pages: 8,
+            pack_bytes: 60 << 10,
+            pack_jobs: 250,
+            max_ready: 10_000,
+            retry: RetryPolicy { tries: 8, ..RetryPolicy::default() },
+        }
+    }
+}
+
+/// What a finder is made of.
+#[derive(Debug, Clone)]
+pub struct FinderBuilder {
+    source: Arc<dyn Index>,
+    sink: Arc<dyn Index>,
+    queue: Arc<dyn Queue>,
+    state: Arc<dyn StateStore>,
+    keys: KeyMap,
+    env: SharedEnv,
+    settings: FinderSettings,
+    events: Events,
+}
+
+impl FinderBuilder {
+    /// Sets how source keys become destination keys.
+    pub fn with_keys(mut self, keys: KeyMap) -> Self {
+        self.keys = keys;
+        self
+    }
+
+    /// Sets clock and randomness.
+    pub fn with_env(mut self, env: SharedEnv) -> Self {
+        self.env = env;
+        self
+    }
+
+    /// Sets how it finds.
+    pub fn with_settings(mut self, settings: FinderSettings) -> Self {
+        self.settings = settings;
+        self
+    }
+
+    /// Sets where events go.
+    pub fn with_events(mut self, events: Events) -> Self {
+        self.events = events;
+        self
+    }
+
+    /// The finder. `Invalid` when a setting is.
+    pub fn build(self) -> Result<Finder> {
+        let filter = Filter::new(self.settings.filter.clone())?;
+        let most = self.queue.capability().max_body;
+        if self.settings.pack_bytes > most {
+            let text = format!("finder.pack_bytes = {}", self.settings.pack_bytes);
+            return Err(Error::new(ErrorKind::Invalid, Op::Configure, text).with_source(format!("the queue takes at most {most} bytes")));
+        }
+        let comparable = [&self.source, &self.sink].into_iter().all(|side| side.index_capability().etag == EtagKind::Md5);
+        let compare = self.settings.compare.strategy(comparable);
+        Ok(Finder {
+            inner: Arc::new(Inner {
+                source: self.source,
+                sink: self.sink,
+                queue: self.queue,
+                state: self.state,
+                keys: self.keys,
+                env: self.env,
+                settings: self.settings,
+                events: self.events,
+                filter,
+                compare,
+            }),
+        })
+    }
+}
+
+/// Finds what differs.
+#[derive(Debug, Clone)]
+pub struct Finder {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    source: Arc<dyn Index>,
+    sink: Arc<dyn Index>,
+    queue: Arc<dyn Queue>,
+    state: Arc<dyn StateStore>,
+    keys: KeyMap,
+    env: SharedEnv,
+    settings: FinderSettings,
+    events: Events,
+    filter: Filter,
+    compare: Box<dyn Compare>,
+}
+
+/// Where the steps of a shard go.
+#[derive(Debug, Clone)]
+enum Output {
+    /// To the state store and the queue.
+    Run(RunId),
+    /// Nowhere: only counted.
+    Plan { plan: Arc<Mutex<Plan>>, single_max: u64, part_size: u64 },
+}
+
+/// What the shards of one run share.
+#[derive(Debug)]
+struct Shared {
+    output: Output,
+    idle: AtomicUsize,
+    next_shard: AtomicUsize,
+    new_shards: mpsc::UnboundedSender<Shard>,
+}
+
+impl Finder {
+    /// Begins to put a finder together.
+    pub fn builder(source: Arc<dyn Index>, sink: Arc<dyn Index>, queue: Arc<dyn Queue>, state: Arc<dyn StateStore>) -> FinderBuilder {
+        FinderBuilder {
+            source,
+            sink,
+            queue,
+            state,
+            keys: KeyMap::default(),
+            env: Arc::new(SystemEnv),
+            settings: FinderSettings::default(),
+            events: Events::default(),
+        }
+    }
+
+    /// Begins a run; [`resume`](Self::resume) does its work.
+    pub async fn start(&self) -> Result<RunId> {
+        let inner = &self.inner;
+        let now = inner.env.now();
+        let id = RunId::new(format!("{}-{}", now.strftime("%Y%m%dT%H%M%SZ"), &random_id(&*inner.env)[..8]));
+        let run = Run::new(id.clone(), now);
+        let shards = [Shard::all()];
+        let retry = inner.settings.retry;
+        match retry.run(&*inner.env, || inner.state.start_run(&run, &shards)).await {
+            // The first answer was lost: the run with our random id is ours.
+            Err(error) if error.kind() == ErrorKind::Conflict => {
+                retry.run(&*inner.env, || inner.state.run(&id)).await?;
+            }
+            started => started?,
+        }
+        Ok(id)
+    }
+
+    /// Starts a run and finds everything.
+    pub async fn run(&self, stop: &CancellationToken) -> Result<Run> {
+        let id = self.start().await?;
+        self.resume(&id, stop).await
+    }
+
+    /// Finds what a run has not found yet, from its cursors. `Conflict` when another finder works on the same run.
+    ///
+    /// Stopped, it leaves the run to be resumed.
+    pub async fn resume(&self, id: &RunId, stop: &CancellationToken) -> Result<Run> {
+        let inner = &self.inner;
+        let retry = inner.settings.retry;
+        let run = retry.run(&*inner.env, || inner.state.run(id)).await?;
+        match run.state {
+            RunState::Finished | RunState::Cancelled => return Ok(run),
+            RunState::Finding | RunState::Transferring => {}
+        }
+        inner.send_outbox(id).await?;
+        if run.state == RunState::Finding {
+            let shards = retry.run(&*inner.env, || inner.state.shards(id)).await?;
+            let work = inner.all_shards(shards, Output::Run(id.clone()));
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return retry.run(&*inner.env, || inner.state.run(id)).await,
+                done = work => done?,
+            }
+            inner.decide_deletes(id).await?;
+            inner.send_outbox(id).await?;
+            let moved = retry.run(&*inner.env, || inner.state.move_run(id, RunState::Finding, RunState::Transferring, inner.env.now()));
+            match moved.await {
+                Err(error) if error.kind() != ErrorKind::Precondition => return Err(error),
+                _ => {}
+            }
+            inner.events.emit(|| Event::Listed { run: id.clone() });
+        }
+        retry.run(&*inner.env, || inner.state.run(id)).await
+    }
+
+    /// Lists both sides and tells what a run would do, without doing it.
+    pub async fn plan(&self, single_max: u64, part_size: u64, prices: &Prices) -> Result<Plan> {
+        let plan = Arc::new(Mutex::new(Plan::default()));
+        let output = Output::Plan { plan: Arc::clone(&plan), single_max, part_size };
+        self.inner.all_shards(vec![Shard::all()], output).await?;
+        let mut plan = plan.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        plan.requests.source_list = plan.totals.source_pages;
+        plan.requests.destination_list = plan.totals.destination_pages;
+        plan.cost = plan.requests.cost(plan.totals.queued.bytes, prices);
+        Ok(plan)
+    }
+}
+
+impl Inner {
+    async fn all_shards(self: &Arc<Self>, shards: Vec<Shard>, output: Output) -> Result<()> {
+        let (new_shards, mut arriving) = mpsc::unbounded_channel();
+        let slots = self.settings.shards.max(1);
+        let next = shards.iter().map(|s| s.id as usize + 1).max().unwrap_or(0);
+        let shared =
+            Arc::new(Shared { output, idle: AtomicUsize::new(slots), next_shard: AtomicUsize::new(next), new_shards });
+        let mut waiting: Vec<Shard> = shards.into_iter().filter(|s| !s.done).rev().collect();
+        let mut running: JoinSet<Result<()>> = JoinSet::new();
+        loop {
+            while let Ok(shard) = arriving.try_recv() {
+                waiting.push(shard);
+            }
+            while running.len() < slots
+                && let Some(shard) = waiting.pop()
+            {
+                let (inner, shared) = (Arc::clone(self), Arc::clone(&shared));
+                running.spawn(async move { inner.shard(shard, shared).await });
+            }
+            shared.idle.store(slots - running.len(), std::sync::atomic::Ordering::Relaxed);
+            tokio::select! {
+                biased;
+                Some(shard) = arriving.recv() => waiting.push(shard),
+                ended = running.join_next() => match ended {
+                    Some(Ok(result)) => result?,
+                    Some(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                    Some(Err(_)) => {}
+                    None if arriving.is_empty() => return Ok(()),
+                    None => {}
+                },
+            }
+        }
+    }
+
+    /// Deletions wait until the whole listing is known; too many of them, and none happens.
+    async fn decide_deletes(&self, id: &RunId) -> Result<()> {
+        if !self.settings.delete_extra {
+            return Ok(());
+        }
+        let retry = self.settings.retry;
+        let run = retry.run(&*self.env, || self.state.run(id)).await?;
+        let go = run.totals.extra_queued.objects <= self.settings.max_delete;
+        if !go && !run.totals.deletes_withheld {
+            tracing::error!(extra = run.totals.extra_queued.objects, max_delete = self.settings.max_delete, "too many deletions: none is done");
+            let mut step = Advance::default();
+            step.totals.deletes_withheld = true;
+            retry.run(&*self.env, || self.state.advance(id, &step)).await?;
+        }
+        retry.run(&*self.env, || self.state.release_held(id, go)).await?;
+        Ok(())
+    }
+
+    /// Sends packs that were decided on and not marked as sent.
+    async fn send_outbox(&self, id: &RunId) -> Result<()> {
+        loop {
+            let packs = self.settings.retry.run(&*self.env, || self.state.outbox(id, 64)).await?;
+            if packs.is_empty() {
+                return Ok(());
+            }
+            let sent = self.send(&packs).await?;
+            let step = Advance { sent, ..Advance::default() };
+            self.settings.retry.run(&*self.env, || self.state.advance(id, &step)).await?;
+        }
+    }
+
+    /// Sends packs; a failed entry is sent again, the others are not (F3).
+    async fn send(&self, packs: &[OutboxPack]) -> Result<Vec<PackId>> {
+        let retry = self.settings.retry;
+        self.wait_for_room().await?;
+        let mut open: Vec<Message> = packs.iter().map(|p| Message { body: p.body.clone(), delay: Duration::ZERO }).collect();
+        for tried in 1..=retry.tries {
+            let results = retry.run(&*self.env, || self.queue.send(&open)).await?;
+            let mut last = None;
+            let mut left = Vec::new();
+            for (message, result) in open.into_iter().zip(results) {
+                if let Err(error) = result {
+                    last = Some(error);
+                    left.push(message);
+                }
+            }
+            open = left;
+            match last {
+                None => return Ok(packs.iter().map(|p| p.pack.clone()).collect()),
+                Some(error) if tried == retry.tries || !error.is_retryable() => return Err(error),
+                Some(_) => tokio::time::sleep(retry.jittered(tried, &*self.env)).await,
+            }
+        }
+        Err(Error::new(ErrorKind::Unavailable, Op::Send, "queue"))
+    }
+
+    async fn wait_for_room(&self) -> Result<()> {
+        loop {
+            let depth = self.settings.retry.run(&*self.env, || self.queue.depth()).await?;
+            if depth.ready <= self.settings.max_ready {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    fn splittable(&self) -> bool {
+        let ordered = |index: &dyn Index| {
+            let capability = index.index_capability();
+            capability.order == ListOrder::Bytes && capability.start_after
+        };
+        ordered(&*self.source) && ordered(&*self.sink)
+    }
+}
+
+impl Plan {
+    fn count(&mut self, size: u64, single_max: u64, part_size: u64) {
+        let mut requests = Requests::default();
+        requests.add_object(size, single_max, part_size);
+        self.requests.get += requests.get;
+        self.requests.put += requests.put;
+    }
+}

@@ -1,0 +1,376 @@
+//! One key range: merge the two listings, decide, pack, record.
+
+use super::{Inner, Output, Overwrite, Shared, UnknownPolicy, lister::Lister};
+use crate::{
+    error::Result,
+    events::Event,
+    index::{ListFrom, ListRequest},
+    job::{Action, Job, Pack, Packer, Seen},
+    object::{Entry, ObjectKey},
+    plan::compare::Verdict,
+    state::{Advance, FinderTotals, OutboxPack, PackId, Record, Shard, SkipReason, Status, Tally},
+};
+use std::{
+    cmp::Ordering,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+/// Storage classes that must be restored before they can be read (Amazon S3, Alibaba OSS, Tencent COS, Huawei OBS).
+const ARCHIVED: [&str; 8] =
+    ["GLACIER", "DEEP_ARCHIVE", "ARCHIVE", "Archive", "ColdArchive", "DeepColdArchive", "COLD_ARCHIVE", "COLD"];
+
+/// Pages between two steps when nothing differs; a finder that died lists at most so many again.
+const STEP_PAGES: u64 = 8;
+
+struct Walk {
+    shard: Shard,
+    packer: Packer,
+    ready: Ready,
+    held_packer: Packer,
+    totals: FinderTotals,
+    sent: Vec<PackId>,
+    /// Same size, other etag: looked up together.
+    ask: Vec<(Entry, Entry)>,
+    counted_pages: (u64, u64),
+    pages: u64,
+    pages_at_step: u64,
+    split_at: u64,
+}
+
+impl Inner {
+    pub(super) async fn shard(self: Arc<Self>, shard: Shard, shared: Arc<Shared>) -> Result<()> {
+        let from = shard.position.clone().or_else(|| shard.after.clone());
+        let lister = |index, prefix: String, after| Lister::new(index, Arc::clone(&self.env), self.settings.retry, prefix, after);
+        let prefix = &self.settings.prefix;
+        let mut source = lister(Arc::clone(&self.source), prefix.clone(), from.clone());
+        let after = from.map(|key| self.keys.to_destination(&key));
+        let mut sink = lister(Arc::clone(&self.sink), self.keys.destination_prefix(prefix), after);
+        let s = &self.settings;
+        let packer = || Packer::new(s.pack_bytes, s.pack_jobs);
+        let mut walk = Walk {
+            shard,
+            packer: packer(),
+            ready: Ready::default(),
+            held_packer: packer(),
+            totals: FinderTotals::default(),
+            sent: Vec::new(),
+            ask: Vec::new(),
+            counted_pages: (0, 0),
+            pages: 0,
+            pages_at_step: 0,
+            split_at: s.split_after_pages,
+        };
+        loop {
+            let ours = source.peek().await?.filter(|e| within(&e.key, walk.shard.until.as_ref())).map(|e| e.key.clone());
+            let theirs = match (&ours, s.delete_extra) {
+                // Without deletions nobody needs to know what else the destination holds.
+                (None, false) => None,
+                _ => self.peek_sink(&mut sink, walk.shard.until.as_ref()).await?,
+            };
+            let position = match (&ours, &theirs) {
+                (None, None) => break,
+                (Some(key), Some(there)) => match key.cmp(there) {
+                    Ordering::Less => self.only_source(&mut walk, source.take(), &shared),
+                    Ordering::Equal => self.both(&mut walk, source.take(), sink.take(), &shared),
+                    Ordering::Greater => self.only_sink(&mut walk, sink.take(), there),
+                },
+                (Some(_), None) => self.only_source(&mut walk, source.take(), &shared),
+                (None, Some(there)) => self.only_sink(&mut walk, sink.take(), there),
+            };
+            let page_end = source.at_page_end() || (ours.is_none() && sink.at_page_end());
+            if page_end && let Some(position) = position {
+                walk.pages += 1;
+                self.answer(&mut walk, &shared).await?;
+                walk.count_pages(source.pages, sink.pages);
+                if !walk.ready.jobs.is_empty() || walk.pages - walk.pages_at_step >= STEP_PAGES {
+                    walk.shard.position = Some(position.clone());
+                    self.step(&mut walk, &shared, None).await?;
+                }
+                if walk.pages >= walk.split_at && source.has_more() && shared.idle.load(Relaxed) > 0 && self.splittable() {
+                    self.split(&mut walk, &shared, &position).await?;
+                }
+            }
+        }
+        self.answer(&mut walk, &shared).await?;
+        walk.count_pages(source.pages, sink.pages);
+        walk.shard.done = true;
+        self.step(&mut walk, &shared, None).await?;
+        self.mark_sent(&mut walk, &shared).await
+    }
+
+    async fn peek_sink(&self, sink: &mut Lister, until: Option<&ObjectKey>) -> Result<Option<ObjectKey>> {
+        // The listing is restricted to the mapped prefix, so that every key maps back.
+        Ok(sink.peek().await?.and_then(|e| self.keys.to_source(&e.key)).filter(|key| within(key, until)))
+    }
+
+    fn only_source(&self, walk: &mut Walk, entry: Option<Entry>, shared: &Shared) -> Option<ObjectKey> {
+        let entry = entry?;
+        let key = entry.key.clone();
+        walk.totals.listed += tally(&entry);
+        match self.skip(&entry) {
+            Some(reason) => walk.skip(reason, &entry),
+            None => self.queue(walk, &entry, Seen::Absent, Action::Copy, shared),
+        }
+        Some(key)
+    }
+
+    fn both(&self, walk: &mut Walk, entry: Option<Entry>, there: Option<Entry>, shared: &Shared) -> Option<ObjectKey> {
+        let (entry, there) = (entry?, there?);
+        let key = entry.key.clone();
+        walk.totals.listed += tally(&entry);
+        if let Some(reason) = self.skip(&entry) {
+            walk.skip(reason, &entry);
+            return Some(key);
+        }
+        match self.compare.judge(&entry, &there) {
+            Verdict::Equal => walk.totals.unchanged += tally(&entry),
+            Verdict::Differs => self.differs(walk, &entry, &there, Action::Copy, shared),
+            Verdict::AskRecord => walk.ask.push((entry, there)),
+        }
+        Some(key)
+    }
+
+    fn only_sink(&self, walk: &mut Walk, entry: Option<Entry>, key: &ObjectKey) -> Option<ObjectKey> {
+        let entry = entry?;
+        if self.settings.delete_extra && self.filter.takes(&Entry { key: key.clone(), ..entry.clone() }) {
+            walk.totals.extra += tally(&entry);
+            walk.totals.extra_queued += tally(&entry);
+            let job = Job {
+                key: key.clone(),
+                size: entry.size,
+                etag: None,
+                destination: entry.etag.clone().map_or(Seen::Unknown, Seen::Present),
+                action: Action::Delete,
+                attempts: 0,
+                origin: None,
+            };
+            if let Some(jobs) = walk.held_packer.push(job) {
+                walk.ready.held.push(jobs);
+            }
+        }
+        Some(key.clone())
+    }
+
+    fn skip(&self, entry: &Entry) -> Option<SkipReason> {
+        if !self.filter.takes(entry) {
+            return Some(SkipReason::Filtered);
+        }
+        let archived = entry.storage_class.as_deref().is_some_and(|class| ARCHIVED.contains(&class));
+        archived.then_some(SkipReason::Archived)
+    }
+
+    fn differs(&self, walk: &mut Walk, entry: &Entry, there: &Entry, action: Action, shared: &Shared) {
+        let newer = matches!((entry.modified, there.modified), (Some(s), Some(d)) if s > d);
+        match self.settings.overwrite {
+            Overwrite::Never => walk.skip(SkipReason::Exists, entry),
+            Overwrite::IfNewer if !newer => walk.skip(SkipReason::Newer, entry),
+            _ => {
+                let seen = there.etag.clone().map_or(Seen::Unknown, Seen::Present);
+                self.queue(walk, entry, seen, action, shared);
+            }
+        }
+    }
+
+    fn queue(&self, walk: &mut Walk, entry: &Entry, seen: Seen, action: Action, shared: &Shared) {
+        walk.totals.queued += tally(entry);
+        match &shared.output {
+            Output::Run(_) => {
+                let job = Job { action, ..Job::copy(entry, seen) };
+                if let Some(jobs) = walk.packer.push(job) {
+                    walk.ready.jobs.push(jobs);
+                }
+            }
+            Output::Plan { plan, single_max, part_size } => {
+                let mut plan = plan.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                plan.count(entry.size.unwrap_or(0), *single_max, *part_size);
+            }
+        }
+    }
+
+    /// Decides about same size, other etag, by the recorded pairs of a page.
+    async fn answer(&self, walk: &mut Walk, shared: &Shared) -> Result<()> {
+        if walk.ask.is_empty() {
+            return Ok(());
+        }
+        let ask = std::mem::take(&mut walk.ask);
+        let keys: Vec<ObjectKey> = ask.iter().map(|(entry, _)| entry.key.clone()).collect();
+        let records = self.settings.retry.run(&*self.env, || self.state.records(&keys)).await?;
+        for ((entry, there), record) in ask.into_iter().zip(records) {
+            match record.filter(|r| r.status == Status::Done) {
+                Some(record) if holds(&record, &entry, &there) => walk.totals.unchanged += tally(&entry),
+                Some(_) => self.differs(walk, &entry, &there, Action::Copy, shared),
+                None => {
+                    walk.totals.unknown += tally(&entry);
+                    match self.settings.unknown {
+                        UnknownPolicy::TrustSize => walk.skip(SkipReason::TrustedSize, &entry),
+                        UnknownPolicy::Copy => self.differs(walk, &entry, &there, Action::Copy, shared),
+                        UnknownPolicy::Adopt => self.differs(walk, &entry, &there, Action::Adopt, shared),
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes everything up to the position durable, then sends.
+    async fn step(&self, walk: &mut Walk, shared: &Shared, new: Option<Shard>) -> Result<()> {
+        walk.pages_at_step = walk.pages;
+        let totals = std::mem::take(&mut walk.totals);
+        let run = match &shared.output {
+            Output::Run(run) => run,
+            Output::Plan { plan, .. } => {
+                plan.lock().unwrap_or_else(std::sync::PoisonError::into_inner).totals.add(&totals);
+                return Ok(());
+            }
+        };
+        walk.ready.jobs.extend(walk.packer.take());
+        walk.ready.held.extend(walk.held_packer.take());
+        let pack = |jobs, held| {
+            let pack = Pack::new(&*self.env, Some(run.clone()), jobs);
+            OutboxPack { pack: pack.id.clone(), body: pack.to_body(), held }
+        };
+        let ready = std::mem::take(&mut walk.ready);
+        let mut packs: Vec<OutboxPack> = ready.jobs.into_iter().map(|jobs| pack(jobs, false)).collect();
+        let to_send = packs.len();
+        packs.extend(ready.held.into_iter().map(|jobs| pack(jobs, true)));
+        let mut shards = vec![walk.shard.clone()];
+        shards.extend(new);
+        let step = Advance { shards, totals, packs, sent: std::mem::take(&mut walk.sent) };
+        self.advance(run, &step).await?;
+        walk.shard.version += 1;
+        let totals = &step.totals;
+        self.events.emit(|| Event::Found {
+            run: run.clone(),
+            listed: totals.listed.objects,
+            queued: totals.queued.objects,
+            bytes: totals.queued.bytes,
+        });
+        if to_send > 0 {
+            walk.sent.extend(self.send(&step.packs[..to_send]).await?);
+        }
+        Ok(())
+    }
+
+    /// One step; a lost answer is cleared up by looking at the shard's version.
+    async fn advance(&self, run: &crate::state::RunId, step: &Advance) -> Result<()> {
+        let retry = self.settings.retry;
+        let mut tried = 0;
+        loop {
+            tried += 1;
+            let Err(error) = self.state.advance(run, step).await else { return Ok(()) };
+            if error.maybe_applied() {
+                let stored = retry.run(&*self.env, || self.state.shards(run)).await?;
+                let applied = |shard: &Shard| stored.iter().any(|s| *s == Shard { version: shard.version + 1, ..shard.clone() });
+                if !step.shards.is_empty() && step.shards.iter().all(applied) {
+                    return Ok(());
+                }
+            }
+            let Some(pause) = retry.pause(&error, tried, &*self.env).filter(|_| error.kind() != crate::error::ErrorKind::Precondition) else {
+                return Err(error);
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn mark_sent(&self, walk: &mut Walk, shared: &Shared) -> Result<()> {
+        let Output::Run(run) = &shared.output else { return Ok(()) };
+        if walk.sent.is_empty() {
+            return Ok(());
+        }
+        let step = Advance { sent: std::mem::take(&mut walk.sent), ..Advance::default() };
+        self.settings.retry.run(&*self.env, || self.state.advance(run, &step)).await
+    }
+
+    /// Cuts the rest of a range in two, at a key that exists, found with one request.
+    async fn split(&self, walk: &mut Walk, shared: &Shared, position: &ObjectKey) -> Result<()> {
+        walk.split_at = walk.pages * 2;
+        let Some(middle) = midpoint(position.as_str(), walk.shard.until.as_ref().map(ObjectKey::as_str)) else { return Ok(()) };
+        let request =
+            ListRequest { prefix: self.settings.prefix.clone(), from: ListFrom::After(ObjectKey::new(middle)), max: Some(1) };
+        let probe = self.settings.retry.run(&*self.env, || self.source.list(&request)).await?;
+        walk.totals.source_pages += 1;
+        let Some(cut) = probe.entries.into_iter().next().map(|e| e.key) else { return Ok(()) };
+        if cut <= *position || !within(&cut, walk.shard.until.as_ref()) {
+            return Ok(());
+        }
+        let id = shared.next_shard.fetch_add(1, Relaxed) as u32;
+        let new = Shard { id, after: Some(cut.clone()), until: walk.shard.until.clone(), position: None, done: false, version: 0 };
+        walk.shard.position = Some(position.clone());
+        walk.shard.until = Some(cut);
+        self.step(walk, shared, Some(new.clone())).await?;
+        tracing::debug!(shard = walk.shard.id, new = id, "range cut in two");
+        walk.split_at = walk.pages + self.settings.split_after_pages;
+        let version = u64::from(matches!(shared.output, Output::Run(_)));
+        // The receiver lives as long as any shard runs.
+        let _ = shared.new_shards.send(Shard { version, ..new });
+        Ok(())
+    }
+}
+
+/// Jobs gathered for the next step.
+#[derive(Debug, Default)]
+struct Ready {
+    jobs: Vec<Vec<Job>>,
+    held: Vec<Vec<Job>>,
+}
+
+impl Walk {
+    fn skip(&mut self, reason: SkipReason, entry: &Entry) {
+        *self.totals.skipped.entry(reason.as_str().to_owned()).or_default() += tally(entry);
+    }
+
+    fn count_pages(&mut self, source: u64, sink: u64) {
+        self.totals.source_pages += source - self.counted_pages.0;
+        self.totals.destination_pages += sink - self.counted_pages.1;
+        self.counted_pages = (source, sink);
+    }
+}
+
+/// Whether the recorded pair of etags is the one that both listings show.
+fn holds(record: &Record, entry: &Entry, there: &Entry) -> bool {
+    record.source.as_ref().is_some_and(|s| s.etag.is_some() && s.etag == entry.etag && Some(s.size) == entry.size)
+        && record.destination.is_some()
+        && record.destination == there.etag
+}
+
+fn within(key: &ObjectKey, until: Option<&ObjectKey>) -> bool {
+    until.is_none_or(|until| key <= until)
+}
+
+fn tally(entry: &Entry) -> Tally {
+    Tally::one(entry.size.unwrap_or(0))
+}
+
+/// A string about half-way between two keys. `None` when there is none to be had.
+fn midpoint(low: &str, high: Option<&str>) -> Option<String> {
+    let common: usize = match high {
+        Some(high) => low.chars().zip(high.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum(),
+        None => 0,
+    };
+    let from = low[common..].chars().next().map_or(0x20, u32::from);
+    // Most keys are ASCII: without an upper bound, its end is the better guess.
+    let to = match high {
+        Some(high) => u32::from(high[common..].chars().next()?),
+        None if from < 0x7e => 0x7e,
+        None => 0x0010_FFFF,
+    };
+    let middle = from + to.saturating_sub(from) / 2;
+    let middle = (middle..=to).find_map(char::from_u32).filter(|c| u32::from(*c) > from)?;
+    Some(format!("{}{middle}", &low[..common]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_midpoint_lies_between(a in "\\PC{0,6}", b in proptest::option::of("\\PC{1,6}")) {
+            if b.as_ref().is_none_or(|b| a < *b) && let Some(middle) = midpoint(&a, b.as_deref()) {
+                prop_assert!(middle > a, "{middle:?} > {a:?}");
+                prop_assert!(b.as_ref().is_none_or(|b| middle <= *b), "{middle:?} <= {b:?}");
+            }
+        }
+    }
+}

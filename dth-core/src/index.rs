@@ -1,0 +1,82 @@
+//! What both sides can be asked: ordered listings and single headers. The finder compares two of these.
+
+use crate::{
+    error::Result,
+    object::{Entry, EtagKind, ObjectInfo, ObjectKey, VersionId},
+};
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Where a page begins.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum ListFrom {
+    /// At the first key of the prefix.
+    #[default]
+    Beginning,
+    /// Behind this key, which need not exist.
+    After(ObjectKey),
+    /// Where an earlier page ended, in the store's own words.
+    Token(String),
+}
+
+/// What to list.
+#[derive(Debug, Clone, Default)]
+pub struct ListRequest {
+    /// A plain string prefix, not a folder.
+    pub prefix: String,
+    /// Where to begin.
+    pub from: ListFrom,
+    /// At most so many entries; `None` for the store's page size.
+    pub max: Option<u32>,
+}
+
+/// One answer of a listing.
+#[derive(Debug, Clone, Default)]
+pub struct ListPage {
+    /// The entries, in the order of [`ListOrder`].
+    pub entries: Vec<Entry>,
+    /// How to go on; `None` at the end.
+    pub next: Option<String>,
+}
+
+/// The order of a listing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ListOrder {
+    /// By the bytes of the UTF-8 key, as Amazon S3 does.
+    Bytes,
+    /// Any other, or none.
+    Unordered,
+}
+
+/// What a listing of this store can do.
+#[derive(Debug, Clone)]
+pub struct IndexCapability {
+    /// The order of entries, over all pages.
+    pub order: ListOrder,
+    /// Whether [`ListFrom::After`] works.
+    pub start_after: bool,
+    /// Entries in a full page.
+    pub page_max: u32,
+    /// What the etags of this store are made of.
+    pub etag: EtagKind,
+}
+
+/// A store that can be listed and looked at.
+///
+/// Both calls are safe to drop at any await: they change nothing.
+#[async_trait]
+pub trait Index: fmt::Debug + Send + Sync + 'static {
+    /// A name for reports and errors, such as `s3://bucket`; no secrets.
+    fn name(&self) -> String;
+
+    /// What the listing can do.
+    fn index_capability(&self) -> IndexCapability;
+
+    /// One page, one request. A page with a `next` may be empty.
+    async fn list(&self, request: &ListRequest) -> Result<ListPage>;
+
+    /// Looks at one object. `NotFound` where there is none.
+    async fn head(&self, key: &ObjectKey, version: Option<&VersionId>) -> Result<ObjectInfo>;
+}

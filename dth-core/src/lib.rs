@@ -1,0 +1,25 @@
+#![doc = include_str!("../README.md")]
+
+pub mod checksum;
+pub mod env;
+pub mod error;
+pub mod events;
+pub mod filter;
+pub mod finder;
+pub mod index;
+pub mod job;
+pub mod key_map;
+pub mod limit;
+pub mod memory;
+pub mod object;
+pub mod plan;
+pub mod queue;
+pub mod retry;
+pub mod scope;
+pub mod sink;
+pub mod source;
+pub mod state;
+pub mod sweep;
+pub mod transfer;
+pub mod worker;
+pub mod wrap;

@@ -1,0 +1,60 @@
+//! A memory budget in bytes. Whoever holds object bytes holds a permit for them.
+
+use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Semaphores count to 2^29 or so: the unit is a KiB.
+const UNIT: u64 = 1 << 10;
+
+/// A number of bytes shared by all transfers.
+#[derive(Debug, Clone)]
+pub struct MemoryBudget {
+    units: Arc<Semaphore>,
+    total: u32,
+}
+
+/// Bytes taken from the budget; given back when dropped.
+#[derive(Debug)]
+pub struct BudgetPermit {
+    _permit: OwnedSemaphorePermit,
+}
+
+impl MemoryBudget {
+    /// A budget of so many bytes, at least 1 MiB.
+    pub fn new(bytes: u64) -> Self {
+        let total = (bytes / UNIT).clamp(1 << 10, 1 << 28) as u32;
+        Self { units: Arc::new(Semaphore::new(total as usize)), total }
+    }
+
+    /// Waits for so many bytes, in order of asking; more than all there is waits for all.
+    ///
+    /// Cancel safe.
+    pub async fn acquire(&self, bytes: u64) -> BudgetPermit {
+        let units = (bytes.div_ceil(UNIT).max(1)).min(u64::from(self.total)) as u32;
+        let permit = Arc::clone(&self.units).acquire_many_owned(units).await.expect("the semaphore is never closed");
+        metrics::gauge!("dth_memory_in_flight_bytes").set(self.in_flight() as f64);
+        BudgetPermit { _permit: permit }
+    }
+
+    /// Bytes taken now.
+    pub fn in_flight(&self) -> u64 {
+        (u64::from(self.total) - self.units.available_permits() as u64) * UNIT
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+
+    #[tokio::test]
+    async fn bounds_and_returns() {
+        let budget = MemoryBudget::new(1 << 20);
+        let half = budget.acquire(512 << 10).await;
+        assert_eq!(budget.in_flight(), 512 << 10);
+        assert!(budget.acquire(u64::MAX).now_or_never().is_none(), "more than there is waits for all");
+        drop(half);
+        drop(budget.acquire(u64::MAX).await);
+        assert_eq!(budget.in_flight(), 0);
+    }
+}

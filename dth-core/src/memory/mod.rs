@@ -1,0 +1,9 @@
+//! Reference backends in memory: for tests, and for embedding where nothing must outlive the process.
+
+mod queue;
+mod state;
+mod store;
+
+pub use queue::MemoryQueue;
+pub use state::MemoryState;
+pub use store::{MemoryStore, MemoryStoreSettings, Publication, StoredObject};

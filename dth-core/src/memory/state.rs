@@ -1,0 +1,242 @@
+//! State in memory.
+
+use crate::{
+    error::{Error, ErrorKind, Op, Result},
+    object::ObjectKey,
+    sink::{Part, UploadId},
+    state::{
+        Advance, Claim, Committed, Fence, JobEnd, Origin, OutboxPack, PackId, Record, RecordQuery, RecordWrite, Run, RunId, RunState,
+        Shard, StateStore, Status, Tally, WriteResult,
+    },
+};
+use async_trait::async_trait;
+use jiff::Timestamp;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+    sync::{Mutex, MutexGuard},
+};
+
+/// State that lives as long as the process.
+#[derive(Debug, Default)]
+pub struct MemoryState {
+    forget_done: bool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    records: BTreeMap<ObjectKey, Record>,
+    packs: BTreeMap<PackId, Pack>,
+    parts: BTreeMap<UploadId, BTreeMap<u32, Part>>,
+    runs: BTreeMap<RunId, RunRow>,
+}
+
+#[derive(Debug, Default)]
+struct Pack {
+    incarnation: u64,
+    epoch: u64,
+    ended: BTreeSet<u32>,
+}
+
+#[derive(Debug)]
+struct RunRow {
+    run: Run,
+    shards: BTreeMap<u32, Shard>,
+    outbox: BTreeMap<PackId, OutboxPack>,
+}
+
+impl MemoryState {
+    /// Empty state that keeps a record of every object (some 400 bytes each).
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Empty state that forgets objects once they are done, so that it stays small. A later comparison by record then knows
+    /// nothing: good for one run between stores whose etags are comparable.
+    pub fn forgetting_done() -> Self {
+        Self { forget_done: true, ..Self::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn row(&mut self, run: &RunId, op: Op) -> Result<&mut RunRow> {
+        self.runs.get_mut(run).ok_or_else(|| no_run(run, op))
+    }
+
+    fn has_ended(&self, origin: Option<&Origin>) -> bool {
+        origin.is_some_and(|Origin(pack, index)| self.packs.get(pack).is_some_and(|p| p.ended.contains(index)))
+    }
+
+    fn count(&mut self, run: &RunId, end: &JobEnd) {
+        let Some(Origin(pack, index)) = &end.origin else { return };
+        let first = self.packs.entry(pack.clone()).or_default().ended.insert(*index);
+        if first && let Some(row) = self.runs.get_mut(run) {
+            *row.run.outcomes.entry(end.outcome.label()).or_default() += Tally::one(end.bytes);
+        }
+    }
+}
+
+fn no_run(run: &RunId, op: Op) -> Error {
+    Error::new(ErrorKind::NotFound, op, format!("run {run}"))
+}
+
+#[async_trait]
+impl StateStore for MemoryState {
+    async fn records(&self, keys: &[ObjectKey]) -> Result<Vec<Option<Record>>> {
+        let state = self.lock();
+        Ok(keys.iter().map(|key| state.records.get(key).cloned()).collect())
+    }
+
+    async fn query(&self, query: &RecordQuery, max: usize) -> Result<Vec<Record>> {
+        let state = self.lock();
+        let from = query.after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+        Ok(state
+            .records
+            .range((from, Bound::Unbounded))
+            .map(|(_, record)| record)
+            .filter(|r| query.status.is_none_or(|s| s == r.status) && query.run.as_ref().is_none_or(|run| *run == r.run))
+            .take(max)
+            .cloned()
+            .collect())
+    }
+
+    async fn claim(&self, pack: &PackId, incarnation: u64, jobs: &[(ObjectKey, Option<Origin>)]) -> Result<Claim> {
+        let mut state = self.lock();
+        let row = state.packs.entry(pack.clone()).or_default();
+        if row.epoch == 0 {
+            row.incarnation = incarnation;
+        }
+        row.epoch += 1;
+        let fence = Fence { pack: pack.clone(), incarnation: row.incarnation, epoch: row.epoch };
+        let ended = jobs.iter().map(|(_, origin)| state.has_ended(origin.as_ref())).collect();
+        let records = jobs.iter().map(|(key, _)| state.records.get(key).cloned()).collect();
+        Ok(Claim { fence, ended, records })
+    }
+
+    async fn commit(&self, fence: &Fence, writes: &[RecordWrite]) -> Result<Committed> {
+        let mut state = self.lock();
+        let current = state.packs.get(&fence.pack).is_some_and(|p| p.incarnation == fence.incarnation && p.epoch == fence.epoch);
+        if !current {
+            return Ok(Committed::Fenced);
+        }
+        let mut results = Vec::with_capacity(writes.len());
+        for write in writes {
+            let stored = state.records.get(&write.record.key);
+            if stored.map_or(0, |r| r.version) != write.record.version {
+                results.push(WriteResult::Conflict(stored.cloned().map(Box::new)));
+                continue;
+            }
+            let mut record = write.record.clone();
+            record.version += 1;
+            results.push(WriteResult::Applied(record.version));
+            if let Some(end) = &write.end {
+                state.count(&record.run, end);
+            }
+            let forget = self.forget_done && matches!(record.status, Status::Done | Status::Deleted) && record.uploads_since.is_none();
+            if forget { state.records.remove(&record.key) } else { state.records.insert(record.key.clone(), record) };
+        }
+        Ok(Committed::Written(results))
+    }
+
+    async fn save_parts(&self, upload: &UploadId, parts: &[Part]) -> Result<()> {
+        let mut state = self.lock();
+        let known = state.parts.entry(upload.clone()).or_default();
+        known.extend(parts.iter().map(|part| (part.number, part.clone())));
+        Ok(())
+    }
+
+    async fn parts(&self, upload: &UploadId) -> Result<Vec<Part>> {
+        Ok(self.lock().parts.get(upload).map(|p| p.values().cloned().collect()).unwrap_or_default())
+    }
+
+    async fn forget_parts(&self, upload: &UploadId) -> Result<()> {
+        self.lock().parts.remove(upload);
+        Ok(())
+    }
+
+    async fn start_run(&self, run: &Run, shards: &[Shard]) -> Result<()> {
+        let mut state = self.lock();
+        if state.runs.contains_key(&run.id) {
+            return Err(Error::new(ErrorKind::Conflict, Op::SaveState, format!("run {}", run.id)));
+        }
+        let shards = shards.iter().map(|s| (s.id, Shard { version: 1, ..s.clone() })).collect();
+        state.runs.insert(run.id.clone(), RunRow { run: run.clone(), shards, outbox: BTreeMap::new() });
+        Ok(())
+    }
+
+    async fn run(&self, run: &RunId) -> Result<Run> {
+        Ok(self.lock().row(run, Op::LoadState)?.run.clone())
+    }
+
+    async fn runs(&self, max: usize) -> Result<Vec<Run>> {
+        let state = self.lock();
+        let mut runs: Vec<Run> = state.runs.values().map(|row| row.run.clone()).collect();
+        runs.sort_by(|a, b| b.started.cmp(&a.started).then_with(|| b.id.cmp(&a.id)));
+        runs.truncate(max);
+        Ok(runs)
+    }
+
+    async fn move_run(&self, run: &RunId, from: RunState, to: RunState, now: Timestamp) -> Result<()> {
+        let mut state = self.lock();
+        let row = state.row(run, Op::SaveState)?;
+        if row.run.state == to {
+            return Ok(());
+        }
+        if row.run.state != from {
+            let text = format!("run {run} is {}, not {}", row.run.state.as_str(), from.as_str());
+            return Err(Error::new(ErrorKind::Precondition, Op::SaveState, text));
+        }
+        row.run.state = to;
+        if matches!(to, RunState::Finished | RunState::Cancelled) {
+            row.run.ended = Some(now);
+            row.outbox.clear();
+        }
+        Ok(())
+    }
+
+    async fn shards(&self, run: &RunId) -> Result<Vec<Shard>> {
+        Ok(self.lock().row(run, Op::LoadState)?.shards.values().cloned().collect())
+    }
+
+    async fn advance(&self, run: &RunId, step: &Advance) -> Result<()> {
+        let mut state = self.lock();
+        let row = state.row(run, Op::SaveState)?;
+        for shard in &step.shards {
+            if row.shards.get(&shard.id).map_or(0, |s| s.version) != shard.version {
+                let text = format!("shard {} of run {run}", shard.id);
+                return Err(Error::new(ErrorKind::Precondition, Op::SaveState, text));
+            }
+        }
+        for shard in &step.shards {
+            row.shards.insert(shard.id, Shard { version: shard.version + 1, ..shard.clone() });
+        }
+        row.run.totals.add(&step.totals);
+        for pack in &step.sent {
+            row.outbox.remove(pack);
+        }
+        row.outbox.extend(step.packs.iter().map(|pack| (pack.pack.clone(), pack.clone())));
+        Ok(())
+    }
+
+    async fn outbox(&self, run: &RunId, max: usize) -> Result<Vec<OutboxPack>> {
+        let mut state = self.lock();
+        Ok(state.row(run, Op::LoadState)?.outbox.values().filter(|p| !p.held).take(max).cloned().collect())
+    }
+
+    async fn release_held(&self, run: &RunId, go: bool) -> Result<u64> {
+        let mut state = self.lock();
+        let row = state.row(run, Op::SaveState)?;
+        let held = row.outbox.values().filter(|p| p.held).count() as u64;
+        if go {
+            row.outbox.values_mut().for_each(|p| p.held = false);
+        } else {
+            row.outbox.retain(|_, p| !p.held);
+        }
+        Ok(held)
+    }
+}

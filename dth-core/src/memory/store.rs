@@ -1,0 +1,454 @@
+//! A store in memory: ordered listings, conditions, multipart uploads, checksums; each ability can be taken away, so that
+//! tests see the engine on weaker stores too.
+
+use crate::{
+    checksum::{Algorithm, Checksum},
+    error::{Error, ErrorKind, Op, Result},
+    index::{Index, IndexCapability, ListFrom, ListOrder, ListPage, ListRequest},
+    object::{Attributes, ETag, Entry, EtagKind, ObjectInfo, ObjectKey, Tags, VersionId},
+    sink::{
+        Body, Condition, Conditions, MultipartLimits, OpenUpload, Part, PutOptions, Sink, SinkCapability, UploadId, Written,
+    },
+    source::{Read, ReadOptions, ReadRange, Source, SourceCapability},
+};
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use jiff::Timestamp;
+use std::{
+    collections::BTreeMap,
+    ops::Bound,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+/// What a [`MemoryStore`] is like.
+#[derive(Debug, Clone)]
+pub struct MemoryStoreSettings {
+    /// Its name in reports.
+    pub name: String,
+    /// Entries in a page.
+    pub page: u32,
+    /// What its etags are made of.
+    pub etag: EtagKind,
+    /// Whether conditions on writes are honoured (ignored otherwise).
+    pub conditions: bool,
+    /// Checksums that it gives for whole objects and verifies on writes.
+    pub checksums: &'static [Algorithm],
+    /// Limits of multipart uploads; `None` for none.
+    pub multipart: Option<MultipartLimits>,
+    /// Most bytes of a single put.
+    pub max_put: u64,
+    /// Bytes of one chunk of a body.
+    pub chunk: usize,
+    /// Entries that must be at the destination before an entry, by key.
+    pub children: BTreeMap<ObjectKey, Vec<ObjectKey>>,
+}
+
+impl Default for MemoryStoreSettings {
+    fn default() -> Self {
+        Self {
+            name: "memory".into(),
+            page: 1000,
+            etag: EtagKind::Md5,
+            conditions: true,
+            checksums: &[Algorithm::Md5, Algorithm::Crc64Nvme],
+            multipart: Some(MultipartLimits { min_part: 1, max_part: 1 << 30, max_parts: 10_000, list_parts: true, list_uploads: true }),
+            max_put: 5 << 30,
+            chunk: 64 << 10,
+            children: BTreeMap::new(),
+        }
+    }
+}
+
+/// An object as the store holds it.
+#[derive(Debug, Clone)]
+pub struct StoredObject {
+    /// Its bytes.
+    pub body: Bytes,
+    /// Its entity tag.
+    pub etag: ETag,
+    /// Content headers and metadata.
+    pub attributes: Attributes,
+    /// Tags.
+    pub tags: Tags,
+    /// Sizes of its parts, when it came of a multipart upload.
+    pub parts: Vec<u64>,
+    modified: Timestamp,
+}
+
+#[derive(Debug)]
+struct Upload {
+    key: ObjectKey,
+    parts: BTreeMap<u32, (Bytes, Part)>,
+    options: PutOptions,
+    begun: Timestamp,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    objects: BTreeMap<ObjectKey, Arc<StoredObject>>,
+    uploads: BTreeMap<UploadId, Upload>,
+    last: u64,
+    watcher: Option<Watcher>,
+}
+
+/// Sees every object at the moment at which it becomes visible.
+pub type Publication = dyn Fn(&ObjectKey, &StoredObject) + Send + Sync;
+
+struct Watcher(Box<Publication>);
+
+impl std::fmt::Debug for Watcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Watcher")
+    }
+}
+
+/// A store in memory. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryStore {
+    settings: Arc<MemoryStoreSettings>,
+    state: Arc<Mutex<State>>,
+}
+
+impl MemoryStore {
+    /// An empty store.
+    pub fn new(settings: MemoryStoreSettings) -> Self {
+        Self { settings: Arc::new(settings), state: Arc::default() }
+    }
+
+    /// Stores an object as one PUT would.
+    pub fn insert(&self, key: impl Into<ObjectKey>, body: impl Into<Bytes>) -> ETag {
+        let options = PutOptions::default();
+        self.publish(&mut self.lock(), &key.into(), body.into(), Vec::new(), &options)
+    }
+
+    /// Stores an object as one PUT with these options would.
+    pub fn insert_with(&self, key: impl Into<ObjectKey>, body: impl Into<Bytes>, options: &PutOptions) -> ETag {
+        self.publish(&mut self.lock(), &key.into(), body.into(), Vec::new(), options)
+    }
+
+    /// Stores an object as a multipart upload in parts of `part` bytes would.
+    pub fn insert_parts(&self, key: impl Into<ObjectKey>, body: impl Into<Bytes>, part: usize) -> ETag {
+        let body = body.into();
+        let parts = body.chunks(part.max(1)).map(<[u8]>::len).map(|n| n as u64).collect();
+        self.publish(&mut self.lock(), &key.into(), body, parts, &PutOptions::default())
+    }
+
+    /// Removes an object.
+    pub fn remove(&self, key: &ObjectKey) -> bool {
+        self.lock().objects.remove(key).is_some()
+    }
+
+    /// An object as it is.
+    pub fn get(&self, key: &ObjectKey) -> Option<Arc<StoredObject>> {
+        self.lock().objects.get(key).cloned()
+    }
+
+    /// All objects.
+    pub fn snapshot(&self) -> BTreeMap<ObjectKey, Arc<StoredObject>> {
+        self.lock().objects.clone()
+    }
+
+    /// Shows every publication from now on to `watcher`, which must not call the store.
+    pub fn watch(&self, watcher: Box<Publication>) {
+        self.lock().watcher = Some(Watcher(watcher));
+    }
+
+    /// Number of unfinished uploads.
+    pub fn open_uploads(&self) -> usize {
+        self.lock().uploads.len()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn publish(&self, state: &mut State, key: &ObjectKey, body: Bytes, parts: Vec<u64>, options: &PutOptions) -> ETag {
+        state.last += 1;
+        let etag = match self.settings.etag {
+            EtagKind::Opaque => ETag::new(&format!("{}-object{}", self.settings.name, state.last)),
+            EtagKind::Md5 if parts.is_empty() => ETag::of_md5(&md5(&body)),
+            EtagKind::Md5 => {
+                let mut at = 0;
+                let sums: Vec<_> = parts
+                    .iter()
+                    .map(|len| {
+                        at += *len as usize;
+                        md5(&body[at - *len as usize..at])
+                    })
+                    .collect();
+                ETag::of_parts(&sums)
+            }
+        };
+        let object = StoredObject {
+            body,
+            etag: etag.clone(),
+            attributes: options.attributes.clone(),
+            tags: options.tags.clone(),
+            parts,
+            modified: Timestamp::from_millisecond(1_700_000_000_000 + state.last as i64).unwrap_or(Timestamp::MAX),
+        };
+        if let Some(watcher) = &state.watcher {
+            (watcher.0)(key, &object);
+        }
+        state.objects.insert(key.clone(), Arc::new(object));
+        etag
+    }
+
+    fn check(&self, state: &State, key: &ObjectKey, condition: &Condition, op: Op) -> Result<()> {
+        let held = state.objects.get(key).map(|o| &o.etag);
+        let holds = match condition {
+            Condition::None => true,
+            Condition::Absent => held.is_none(),
+            Condition::Match(etag) => held == Some(etag),
+        };
+        if holds || !self.settings.conditions { Ok(()) } else { Err(Error::new(ErrorKind::Precondition, op, self.target(key))) }
+    }
+
+    fn check_sum(&self, key: &ObjectKey, body: &Bytes, checksum: Option<&Checksum>, op: Op) -> Result<()> {
+        match checksum {
+            Some(c) if self.settings.checksums.contains(&c.algorithm) && Checksum::of(c.algorithm, std::slice::from_ref(body)) != *c => {
+                Err(Error::new(ErrorKind::Corrupt, op, self.target(key)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn own_sum(&self, body: &Bytes) -> Option<Checksum> {
+        let algorithm = self.settings.checksums.iter().find(|a| **a != Algorithm::Md5)?;
+        Some(Checksum::of(*algorithm, std::slice::from_ref(body)))
+    }
+
+    fn info(&self, key: &ObjectKey, object: &StoredObject) -> ObjectInfo {
+        ObjectInfo {
+            entry: entry(key, object),
+            attributes: object.attributes.clone(),
+            checksum: self.own_sum(&object.body),
+            parts: (!object.parts.is_empty()).then_some(object.parts.len() as u32),
+            tag_count: Some(object.tags.len() as u32),
+        }
+    }
+
+    fn target(&self, key: &ObjectKey) -> String {
+        format!("{}/{key}", self.settings.name)
+    }
+}
+
+fn entry(key: &ObjectKey, object: &StoredObject) -> Entry {
+    Entry { modified: Some(object.modified), ..Entry::new(key.clone(), object.body.len() as u64, Some(object.etag.clone())) }
+}
+
+fn md5(bytes: &[u8]) -> [u8; 16] {
+    use md5::Digest;
+    md5::Md5::digest(bytes).into()
+}
+
+async fn gather(body: Body) -> Result<Bytes> {
+    let mut all = BytesMut::new();
+    match body {
+        Body::Bytes(chunks) => chunks.iter().for_each(|c| all.extend_from_slice(c)),
+        Body::Stream { len, mut stream } => {
+            while let Some(chunk) = stream.next().await {
+                all.extend_from_slice(&chunk?);
+            }
+            if all.len() as u64 != len {
+                return Err(Error::new(ErrorKind::Corrupt, Op::Put, format!("{} of {len} bytes", all.len())));
+            }
+        }
+    }
+    Ok(all.freeze())
+}
+
+#[async_trait]
+impl Index for MemoryStore {
+    fn name(&self) -> String {
+        self.settings.name.clone()
+    }
+
+    fn index_capability(&self) -> IndexCapability {
+        IndexCapability { order: ListOrder::Bytes, start_after: true, page_max: self.settings.page, etag: self.settings.etag }
+    }
+
+    async fn list(&self, request: &ListRequest) -> Result<ListPage> {
+        let state = self.lock();
+        let prefix = ObjectKey::new(request.prefix.clone());
+        let after = match &request.from {
+            ListFrom::Beginning => None,
+            ListFrom::After(key) => Some(key.clone()),
+            ListFrom::Token(token) => Some(ObjectKey::new(token.clone())),
+        };
+        let from = match after {
+            Some(key) if key >= prefix => Bound::Excluded(key),
+            _ => Bound::Included(prefix),
+        };
+        let max = request.max.unwrap_or(self.settings.page).min(self.settings.page) as usize;
+        let mut entries: Vec<Entry> = state
+            .objects
+            .range((from, Bound::Unbounded))
+            .take_while(|(key, _)| key.as_str().starts_with(&request.prefix))
+            .take(max + 1)
+            .map(|(key, object)| entry(key, object))
+            .collect();
+        let more = entries.len() > max;
+        entries.truncate(max);
+        let next = more.then(|| entries.last().map(|e| e.key.as_str().to_owned())).flatten();
+        Ok(ListPage { entries, next })
+    }
+
+    async fn head(&self, key: &ObjectKey, _: Option<&VersionId>) -> Result<ObjectInfo> {
+        let object = self.get(key).ok_or_else(|| Error::new(ErrorKind::NotFound, Op::Head, self.target(key)))?;
+        Ok(self.info(key, &object))
+    }
+}
+
+#[async_trait]
+impl Source for MemoryStore {
+    fn source_capability(&self) -> SourceCapability {
+        SourceCapability {
+            conditional_read: true,
+            ranged: true,
+            first_part: true,
+            checksums: self.settings.checksums,
+            tags: true,
+            children: !self.settings.children.is_empty(),
+        }
+    }
+
+    async fn read(&self, key: &ObjectKey, options: &ReadOptions) -> Result<Read> {
+        let object = self.get(key).ok_or_else(|| Error::new(ErrorKind::NotFound, Op::Read, self.target(key)))?;
+        if options.if_match.as_ref().is_some_and(|etag| *etag != object.etag) {
+            return Err(Error::new(ErrorKind::Precondition, Op::Read, self.target(key)));
+        }
+        let size = object.body.len() as u64;
+        let range = match &options.range {
+            ReadRange::Full => 0..size,
+            ReadRange::FirstPart => 0..object.parts.first().copied().unwrap_or(size),
+            ReadRange::Bytes(range) if range.end <= size && range.start < range.end => range.clone(),
+            ReadRange::Bytes(range) => {
+                let text = format!("{} bytes {range:?}", self.target(key));
+                return Err(Error::new(ErrorKind::Corrupt, Op::Read, text));
+            }
+        };
+        let body = object.body.slice(range.start as usize..range.end as usize);
+        let step = self.settings.chunk.max(1);
+        let chunks: Vec<Result<Bytes>> = (0..body.len()).step_by(step).map(|at| Ok(body.slice(at..(at + step).min(body.len())))).collect();
+        Ok(Read { info: self.info(key, &object), range, body: futures_util::stream::iter(chunks).boxed() })
+    }
+
+    async fn children(&self, of: &Entry) -> Result<Vec<Entry>> {
+        let children = self.settings.children.get(&of.key).map(Vec::as_slice).unwrap_or_default();
+        children
+            .iter()
+            .map(|key| {
+                let object = self.get(key).ok_or_else(|| Error::new(ErrorKind::NotFound, Op::Children, self.target(key)))?;
+                Ok(entry(key, &object))
+            })
+            .collect()
+    }
+
+    async fn tags(&self, key: &ObjectKey, _: Option<&VersionId>) -> Result<Tags> {
+        let object = self.get(key).ok_or_else(|| Error::new(ErrorKind::NotFound, Op::Tags, self.target(key)))?;
+        Ok(object.tags.clone())
+    }
+}
+
+#[async_trait]
+impl Sink for MemoryStore {
+    fn sink_capability(&self) -> SinkCapability {
+        SinkCapability {
+            max_put: self.settings.max_put,
+            max_object: u64::MAX,
+            max_key: 1024,
+            multipart: self.settings.multipart,
+            conditions: Conditions { publish: self.settings.conditions, delete: self.settings.conditions },
+            verifies: self.settings.checksums,
+            tags: true,
+            max_copy: None,
+        }
+    }
+
+    async fn put(&self, key: &ObjectKey, body: Body, options: &PutOptions) -> Result<Written> {
+        let body = gather(body).await?;
+        let mut state = self.lock();
+        self.check(&state, key, &options.condition, Op::Put)?;
+        self.check_sum(key, &body, options.checksum.as_ref(), Op::Put)?;
+        let checksum = self.own_sum(&body);
+        let etag = self.publish(&mut state, key, body, Vec::new(), options);
+        Ok(Written { etag: Some(etag), version: None, checksum })
+    }
+
+    async fn delete(&self, key: &ObjectKey, condition: &Condition) -> Result<()> {
+        let mut state = self.lock();
+        self.check(&state, key, condition, Op::Delete)?;
+        state.objects.remove(key);
+        Ok(())
+    }
+
+    async fn create_upload(&self, key: &ObjectKey, options: &PutOptions) -> Result<UploadId> {
+        let mut state = self.lock();
+        state.last += 1;
+        let id = UploadId::new(format!("upload-{}", state.last));
+        let begun = Timestamp::from_millisecond(1_700_000_000_000).unwrap_or(Timestamp::MAX);
+        state.uploads.insert(id.clone(), Upload { key: key.clone(), parts: BTreeMap::new(), options: options.clone(), begun });
+        Ok(id)
+    }
+
+    async fn put_part(&self, key: &ObjectKey, upload: &UploadId, number: u32, body: Body, checksum: Option<&Checksum>) -> Result<Part> {
+        let body = gather(body).await?;
+        self.check_sum(key, &body, checksum, Op::PutPart)?;
+        let mut state = self.lock();
+        state.last += 1;
+        let etag = match self.settings.etag {
+            EtagKind::Md5 => ETag::of_md5(&md5(&body)),
+            EtagKind::Opaque => ETag::new(&format!("{}-part{}", self.settings.name, state.last)),
+        };
+        let part = Part { number, size: body.len() as u64, etag, checksum: self.own_sum(&body) };
+        let target = self.target(key);
+        let upload = state.uploads.get_mut(upload).filter(|u| u.key == *key);
+        let upload = upload.ok_or_else(|| Error::new(ErrorKind::NotFound, Op::PutPart, target))?;
+        upload.parts.insert(number, (body, part.clone()));
+        Ok(part)
+    }
+
+    async fn list_parts(&self, key: &ObjectKey, upload: &UploadId) -> Result<Vec<Part>> {
+        let state = self.lock();
+        let upload = state.uploads.get(upload).filter(|u| u.key == *key);
+        let upload = upload.ok_or_else(|| Error::new(ErrorKind::NotFound, Op::ListParts, self.target(key)))?;
+        Ok(upload.parts.values().map(|(_, part)| part.clone()).collect())
+    }
+
+    async fn list_uploads(&self, prefix: &str, _: Option<&str>) -> Result<(Vec<OpenUpload>, Option<String>)> {
+        let state = self.lock();
+        let uploads = state.uploads.iter().filter(|(_, u)| u.key.as_str().starts_with(prefix));
+        Ok((uploads.map(|(id, u)| OpenUpload { key: u.key.clone(), id: id.clone(), begun: Some(u.begun) }).collect(), None))
+    }
+
+    async fn complete_upload(&self, key: &ObjectKey, upload: &UploadId, parts: &[Part], options: &PutOptions) -> Result<Written> {
+        let mut state = self.lock();
+        let held = state.uploads.get(upload).filter(|u| u.key == *key);
+        let held = held.ok_or_else(|| Error::new(ErrorKind::NotFound, Op::CompleteUpload, self.target(key)))?;
+        let mut body = BytesMut::new();
+        let mut sizes = Vec::new();
+        for part in parts {
+            match held.parts.get(&part.number) {
+                Some((bytes, stored)) if stored.etag == part.etag => {
+                    body.extend_from_slice(bytes);
+                    sizes.push(bytes.len() as u64);
+                }
+                _ => return Err(Error::new(ErrorKind::Conflict, Op::CompleteUpload, format!("part {}", part.number))),
+            }
+        }
+        let body = body.freeze();
+        self.check(&state, key, &options.condition, Op::CompleteUpload)?;
+        self.check_sum(key, &body, options.checksum.as_ref(), Op::CompleteUpload)?;
+        let created = state.uploads.remove(upload).map(|u| u.options).unwrap_or_default();
+        let checksum = self.own_sum(&body);
+        let etag = self.publish(&mut state, key, body, sizes, &created);
+        Ok(Written { etag: Some(etag), version: None, checksum })
+    }
+
+    async fn abort_upload(&self, _: &ObjectKey, upload: &UploadId) -> Result<()> {
+        self.lock().uploads.remove(upload);
+        Ok(())
+    }
+}

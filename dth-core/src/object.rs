@@ -1,0 +1,233 @@
+//! Values that both sides speak: keys, versions, entries, attributes.
+
+use crate::checksum::{Checksum, hex, unhex};
+use bytes::Bytes;
+use jiff::Timestamp;
+use md5::{Digest, Md5};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+/// An opaque, byte-exact UTF-8 key. Never normalised, never split into path segments; ordered by bytes, which is the order
+/// of every S3 listing.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ObjectKey(Arc<str>);
+
+impl ObjectKey {
+    /// Wraps a key as it is.
+    pub fn new(key: impl Into<Arc<str>>) -> Self {
+        Self(key.into())
+    }
+
+    /// The key as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&*self.0, f)
+    }
+}
+
+/// Prints control characters escaped, so that a key with a newline cannot forge a log line.
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.0.chars() {
+            if c.is_control() { write!(f, "{}", c.escape_default())? } else { fmt::Write::write_char(f, c)? }
+        }
+        Ok(())
+    }
+}
+
+impl From<&str> for ObjectKey {
+    fn from(key: &str) -> Self {
+        Self::new(key)
+    }
+}
+
+impl From<String> for ObjectKey {
+    fn from(key: String) -> Self {
+        Self::new(key)
+    }
+}
+
+/// An entity tag, without the quotes of its HTTP form. Opaque, unless the store says that it builds them from MD5
+/// ([`EtagKind::Md5`]).
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ETag(Arc<str>);
+
+impl ETag {
+    /// Takes the HTTP or XML form; quotes are dropped.
+    pub fn new(etag: &str) -> Self {
+        Self(etag.trim().trim_matches('"').into())
+    }
+
+    /// The etag of an object stored by one PUT, in a store of [`EtagKind::Md5`].
+    pub fn of_md5(md5: &[u8]) -> Self {
+        Self(hex(md5).into())
+    }
+
+    /// The etag of a multipart object from the MD5 values of its parts, in a store of [`EtagKind::Md5`].
+    pub fn of_parts(parts: &[[u8; 16]]) -> Self {
+        let mut all = Md5::new();
+        for part in parts {
+            all.update(part);
+        }
+        Self(format!("{}-{}", hex(&all.finalize()), parts.len()).into())
+    }
+
+    /// The tag as text, without quotes.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The MD5 that a plain etag looks like; whether it is one, only the store knows.
+    pub fn as_md5(&self) -> Option<[u8; 16]> {
+        (self.0.len() == 32).then(|| unhex(&self.0)).flatten()?.try_into().ok()
+    }
+
+    /// The number of parts that a multipart etag (`…-N`) names.
+    pub fn part_count(&self) -> Option<u32> {
+        let (digest, count) = self.0.split_once('-')?;
+        (digest.len() == 32 && unhex(digest).is_some()).then(|| count.parse().ok()).flatten().filter(|n| *n > 0)
+    }
+}
+
+impl fmt::Debug for ETag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&*self.0, f)
+    }
+}
+
+impl fmt::Display for ETag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// How a store builds its etags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EtagKind {
+    /// MD5 of the body, or of the MD5 values of the parts with the count behind a dash.
+    Md5,
+    /// Anything else (KMS encryption, other vendors): only equality with itself means something.
+    Opaque,
+}
+
+/// The id of one version of an object, in a store that keeps versions.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct VersionId(Arc<str>);
+
+impl VersionId {
+    /// Wraps an id as it is.
+    pub fn new(id: impl Into<Arc<str>>) -> Self {
+        Self(id.into())
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// One object as a listing or a header shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The key.
+    pub key: ObjectKey,
+    /// Bytes; `None` where only reading tells (an image).
+    pub size: Option<u64>,
+    /// The entity tag.
+    pub etag: Option<ETag>,
+    /// When the store last wrote it.
+    pub modified: Option<Timestamp>,
+    /// The version, in a store that keeps them.
+    pub version: Option<VersionId>,
+    /// The storage class, as the store names it.
+    pub storage_class: Option<Arc<str>>,
+}
+
+impl Entry {
+    /// An entry of which only key, size and etag are known.
+    pub fn new(key: impl Into<ObjectKey>, size: u64, etag: Option<ETag>) -> Self {
+        Self { key: key.into(), size: Some(size), etag, modified: None, version: None, storage_class: None }
+    }
+}
+
+/// Content headers and metadata that travel with an object.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attributes {
+    /// `Content-Type`.
+    pub content_type: Option<String>,
+    /// `Content-Encoding`.
+    pub content_encoding: Option<String>,
+    /// `Content-Language`.
+    pub content_language: Option<String>,
+    /// `Content-Disposition`.
+    pub content_disposition: Option<String>,
+    /// `Cache-Control`.
+    pub cache_control: Option<String>,
+    /// `Expires`, as the store gave it.
+    pub expires: Option<String>,
+    /// Where a website request is redirected to.
+    pub website_redirect: Option<String>,
+    /// User metadata; bytes, because names of people are not ASCII and must survive.
+    pub user: BTreeMap<String, Bytes>,
+}
+
+/// An object's tags, in the store's order.
+pub type Tags = Vec<(String, String)>;
+
+/// What a header request tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectInfo {
+    /// Key, size, etag, version.
+    pub entry: Entry,
+    /// Content headers and metadata.
+    pub attributes: Attributes,
+    /// A checksum of the whole object, where the store offers one.
+    pub checksum: Option<Checksum>,
+    /// Parts of a multipart object, where the store tells.
+    pub parts: Option<u32>,
+    /// How many tags it has; `None` where the store does not tell.
+    pub tag_count: Option<u32>,
+}
+
+impl ObjectInfo {
+    /// Info with nothing known but the entry.
+    pub fn of(entry: Entry) -> Self {
+        Self { entry, attributes: Attributes::default(), checksum: None, parts: None, tag_count: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn etags_say_what_they_look_like() {
+        assert!(ETag::new("\"25f9e794323b453885f5181f1b624d0b\"").as_md5().is_some());
+        assert_eq!(ETag::new("25f9e794323b453885f5181f1b624d0b-7").part_count(), Some(7));
+        for odd in ["25f9e794323b453885f5181f1b624d0b-0", "x-1", "W/\"abc\"", "", "-3", "25f9e794323b453885f5181f1b624d0b-x"] {
+            assert_eq!(ETag::new(odd).part_count(), None, "{odd}");
+            assert_eq!(ETag::new(odd).as_md5(), None, "{odd}");
+        }
+    }
+
+    #[test]
+    fn multipart_etag_is_md5_of_md5s() {
+        // Two parts of one byte each, `a` and `b`, as S3 computes it.
+        let parts = [Md5::digest(b"a").into(), Md5::digest(b"b").into()];
+        assert_eq!(ETag::of_parts(&parts).as_str(), "96e024ba2074fe77e8e965ba43a704be-2");
+    }
+
+    #[test]
+    fn a_key_cannot_forge_a_log_line() {
+        assert_eq!(ObjectKey::new("a\nb").to_string(), "a\\nb");
+    }
+}

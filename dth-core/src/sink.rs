@@ -1,0 +1,266 @@
+//! Where objects are written to.
+
+use crate::{
+    checksum::{Algorithm, Checksum},
+    error::{Error, ErrorKind, Op, Result},
+    index::Index,
+    object::{Attributes, ETag, ObjectKey, Tags, VersionId},
+    source::{ByteStream, CopyOrigin},
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::{fmt, ops::Range, sync::Arc};
+
+/// What must hold at the destination for a write to take effect.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Condition {
+    /// Nothing.
+    #[default]
+    None,
+    /// Nothing is stored under the key (`If-None-Match: *`).
+    Absent,
+    /// Exactly this object is stored under the key (`If-Match`).
+    Match(ETag),
+}
+
+impl Condition {
+    /// The condition that the destination still is what a look showed.
+    pub fn still(found: Option<&ETag>) -> Self {
+        found.map_or(Self::Absent, |etag| Self::Match(etag.clone()))
+    }
+}
+
+/// What to store.
+pub enum Body {
+    /// Bytes in memory, which can be sent again.
+    Bytes(Vec<Bytes>),
+    /// A stream of known length, which cannot.
+    Stream {
+        /// Its exact length in bytes.
+        len: u64,
+        /// The bytes.
+        stream: ByteStream,
+    },
+}
+
+impl Body {
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Bytes(chunks) => chunks.iter().map(|c| c.len() as u64).sum(),
+            Self::Stream { len, .. } => *len,
+        }
+    }
+
+    /// Whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Body({} bytes)", self.len())
+    }
+}
+
+/// How to store it.
+#[derive(Debug, Clone, Default)]
+pub struct PutOptions {
+    /// Content headers and metadata.
+    pub attributes: Attributes,
+    /// Tags.
+    pub tags: Tags,
+    /// What must hold for the write to take effect.
+    pub condition: Condition,
+    /// The store refuses bytes that do not have this checksum, where it knows the algorithm.
+    pub checksum: Option<Checksum>,
+}
+
+/// What a write answers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Written {
+    /// The entity tag of what was stored.
+    pub etag: Option<ETag>,
+    /// Its version.
+    pub version: Option<VersionId>,
+    /// A checksum that the store itself took, where the answer carries one.
+    pub checksum: Option<Checksum>,
+}
+
+/// The id of an unfinished upload; valid in any process.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct UploadId(Arc<str>);
+
+impl UploadId {
+    /// Wraps an id as it is.
+    pub fn new(id: impl Into<Arc<str>>) -> Self {
+        Self(id.into())
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A part that the store holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// From 1.
+    pub number: u32,
+    /// Bytes.
+    pub size: u64,
+    /// Its entity tag.
+    pub etag: ETag,
+    /// A checksum of its bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<Checksum>,
+}
+
+/// An unfinished upload, as the store lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenUpload {
+    /// The key that it would become.
+    pub key: ObjectKey,
+    /// Its id.
+    pub id: UploadId,
+    /// When it was begun, by the store's clock.
+    pub begun: Option<Timestamp>,
+}
+
+/// What a sink's multipart uploads can do.
+#[derive(Debug, Clone, Copy)]
+pub struct MultipartLimits {
+    /// Least bytes of every part but the last.
+    pub min_part: u64,
+    /// Most bytes of a part.
+    pub max_part: u64,
+    /// Most parts.
+    pub max_parts: u32,
+    /// Whether [`Sink::list_parts`] works: without it nothing can be resumed.
+    pub list_parts: bool,
+    /// Whether [`Sink::list_uploads`] works: without it nothing can be swept.
+    pub list_uploads: bool,
+}
+
+/// Which conditions the sink honours. One that is ignored cannot be told from its answer, so a provider profile says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Conditions {
+    /// `Absent` and `Match` on put and complete.
+    pub publish: bool,
+    /// `Match` on delete.
+    pub delete: bool,
+}
+
+/// What a sink can do.
+#[derive(Debug, Clone)]
+pub struct SinkCapability {
+    /// Most bytes of a single put.
+    pub max_put: u64,
+    /// Most bytes of an object.
+    pub max_object: u64,
+    /// Most bytes of a key.
+    pub max_key: usize,
+    /// Multipart uploads.
+    pub multipart: Option<MultipartLimits>,
+    /// Conditional writes.
+    pub conditions: Conditions,
+    /// Checksums that the store verifies on put and on each part when they are given; MD5 stands for `Content-MD5`.
+    pub verifies: &'static [Algorithm],
+    /// Whether tags can be stored with an object.
+    pub tags: bool,
+    /// Most bytes of a server-side copy in one call; `None` where there is none.
+    pub max_copy: Option<u64>,
+}
+
+/// A store to write to.
+///
+/// A call that is dropped, or that fails with `maybe_applied`, may have taken effect, and may take effect later: only
+/// conditions and looks decide. Nothing becomes visible before `put` or `complete_upload`.
+#[async_trait]
+pub trait Sink: Index {
+    /// What it can do.
+    fn sink_capability(&self) -> SinkCapability;
+
+    /// Stores an object in one request. `Precondition` when the condition does not hold, `Corrupt` when the bytes did not
+    /// have the checksum.
+    async fn put(&self, key: &ObjectKey, body: Body, options: &PutOptions) -> Result<Written>;
+
+    /// Removes an object; one that is not there is no error. `Precondition` when the condition does not hold.
+    async fn delete(&self, key: &ObjectKey, condition: &Condition) -> Result<()>;
+
+    /// Begins an upload. The condition and the checksum of `options` are for [`complete_upload`](Self::complete_upload);
+    /// the checksum's algorithm says which one parts will carry.
+    async fn create_upload(&self, key: &ObjectKey, _options: &PutOptions) -> Result<UploadId> {
+        Err(unsupported(Op::CreateUpload, key))
+    }
+
+    /// Stores one part. The same number may be stored again; the last one counts.
+    async fn put_part(
+        &self,
+        key: &ObjectKey,
+        _upload: &UploadId,
+        _number: u32,
+        _body: Body,
+        _checksum: Option<&Checksum>,
+    ) -> Result<Part> {
+        Err(unsupported(Op::PutPart, key))
+    }
+
+    /// All parts that an upload holds, by number. `NotFound` when the upload ended.
+    async fn list_parts(&self, key: &ObjectKey, _upload: &UploadId) -> Result<Vec<Part>> {
+        Err(unsupported(Op::ListParts, key))
+    }
+
+    /// A page of unfinished uploads whose keys begin with `prefix`; the second value goes on.
+    async fn list_uploads(&self, prefix: &str, _token: Option<&str>) -> Result<(Vec<OpenUpload>, Option<String>)> {
+        Err(Error::new(ErrorKind::Unsupported, Op::ListUploads, prefix))
+    }
+
+    /// Makes the object of the parts. `NotFound` when the upload ended: perhaps by an earlier call whose answer was lost.
+    async fn complete_upload(
+        &self,
+        key: &ObjectKey,
+        _upload: &UploadId,
+        _parts: &[Part],
+        _options: &PutOptions,
+    ) -> Result<Written> {
+        Err(unsupported(Op::CompleteUpload, key))
+    }
+
+    /// Throws an upload away. One that is not there is no error.
+    async fn abort_upload(&self, key: &ObjectKey, _upload: &UploadId) -> Result<()> {
+        Err(unsupported(Op::AbortUpload, key))
+    }
+
+    /// Whether objects can be copied from there inside the store.
+    fn can_copy(&self, _origin: &CopyOrigin) -> bool {
+        false
+    }
+
+    /// Copies an object inside the store, if it still is `source`.
+    async fn copy(&self, _origin: &CopyOrigin, _source: &ETag, key: &ObjectKey, _options: &PutOptions) -> Result<Written> {
+        Err(unsupported(Op::Copy, key))
+    }
+
+    /// Copies a range into a part inside the store, if the object still is `source`.
+    async fn copy_part(
+        &self,
+        _origin: &CopyOrigin,
+        _source: &ETag,
+        _range: Range<u64>,
+        key: &ObjectKey,
+        _upload: &UploadId,
+        _number: u32,
+    ) -> Result<Part> {
+        Err(unsupported(Op::CopyPart, key))
+    }
+}
+
+fn unsupported(op: Op, key: &ObjectKey) -> Error {
+    Error::new(ErrorKind::Unsupported, op, key.to_string())
+}

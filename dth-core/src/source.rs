@@ -1,0 +1,116 @@
+//! Where objects are read from.
+
+use crate::{
+    checksum::Algorithm,
+    error::{Error, ErrorKind, Op, Result},
+    index::Index,
+    object::{ETag, Entry, ObjectInfo, ObjectKey, Tags, VersionId},
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::Stream;
+use std::{fmt, ops::Range, pin::Pin};
+
+/// Bytes as they arrive. Ends with an error when the connection broke or the length was not the announced one.
+pub type ByteStream = Pin<Box<dyn Stream<Item = Result<Bytes>> + Send + 'static>>;
+
+/// Which bytes to read.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum ReadRange {
+    /// The whole object.
+    #[default]
+    Full,
+    /// These bytes. An end past the object is an error of the backend's making, never a shorter answer.
+    Bytes(Range<u64>),
+    /// The first part of a multipart object, as it was uploaded: tells the part layout, metadata and first bytes in one
+    /// request. The whole object where it has no parts.
+    FirstPart,
+}
+
+/// How to read.
+#[derive(Debug, Clone, Default)]
+pub struct ReadOptions {
+    /// Which bytes.
+    pub range: ReadRange,
+    /// Only if the object still is this one; otherwise `Precondition`.
+    pub if_match: Option<ETag>,
+    /// Of this version.
+    pub version: Option<VersionId>,
+}
+
+/// What a read answers: what was really read, and the bytes.
+pub struct Read {
+    /// Entry (the size is that of the whole object), attributes, checksum of the whole object.
+    pub info: ObjectInfo,
+    /// The bytes of the object that `body` carries.
+    pub range: Range<u64>,
+    /// Exactly `range.end - range.start` bytes, or an error.
+    pub body: ByteStream,
+}
+
+impl fmt::Debug for Read {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Read").field("info", &self.info).field("range", &self.range).finish_non_exhaustive()
+    }
+}
+
+/// What a source can do.
+#[derive(Debug, Clone)]
+pub struct SourceCapability {
+    /// Whether `if_match` is honoured by the server. The engine compares the etag of every answer in any case.
+    pub conditional_read: bool,
+    /// Whether ranges can be read.
+    pub ranged: bool,
+    /// Whether [`ReadRange::FirstPart`] works.
+    pub first_part: bool,
+    /// Checksums of whole objects that answers may carry.
+    pub checksums: &'static [Algorithm],
+    /// Whether objects have tags that [`Source::tags`] reads.
+    pub tags: bool,
+    /// Whether entries have [`children`](Source::children).
+    pub children: bool,
+}
+
+/// A store to read from.
+///
+/// Every call is safe to drop at any await.
+#[async_trait]
+pub trait Source: Index {
+    /// What it can do.
+    fn source_capability(&self) -> SourceCapability;
+
+    /// Reads an object or a part of it, pinned by `options` to one version.
+    ///
+    /// The answer says what was read; the caller believes it and not the listing. `NotFound` when it is gone,
+    /// `Precondition` when it is another version, `Archived` when it must be restored first, `Corrupt` when the server
+    /// answered another range than the one asked for.
+    async fn read(&self, key: &ObjectKey, options: &ReadOptions) -> Result<Read>;
+
+    /// Entries that must be at the destination before this one. Objects have none.
+    async fn children(&self, _entry: &Entry) -> Result<Vec<Entry>> {
+        Ok(Vec::new())
+    }
+
+    /// The tags of an object.
+    async fn tags(&self, key: &ObjectKey, _version: Option<&VersionId>) -> Result<Tags> {
+        Err(Error::new(ErrorKind::Unsupported, Op::Tags, key.to_string()))
+    }
+
+    /// Where a sink of the same store can copy this object from without moving bytes through us.
+    fn copy_origin(&self, _key: &ObjectKey, _version: Option<&VersionId>) -> Option<CopyOrigin> {
+        None
+    }
+}
+
+/// The place of an object inside its store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CopyOrigin {
+    /// The store's endpoint; a sink copies only from its own.
+    pub endpoint: String,
+    /// Bucket or repository.
+    pub container: String,
+    /// The key.
+    pub key: ObjectKey,
+    /// The version.
+    pub version: Option<VersionId>,
+}

@@ -1,0 +1,609 @@
+//! What is known about objects, packs and runs: the memory of a task.
+//!
+//! Three rules make it truthful. Every write knows what it may replace (a record's version). Every delivery of a pack
+//! takes a new epoch, and a commit of an older epoch is refused whole. A job counts in the ledger of its run exactly once:
+//! by a bit of its pack, set in the same transaction as its record.
+
+use crate::{
+    checksum::{Algorithm, Checksum},
+    error::{ErrorKind, Result},
+    object::{ETag, Entry, ObjectKey, VersionId},
+    sink::{Part, UploadId},
+};
+use async_trait::async_trait;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    ops::{Add, AddAssign},
+    sync::Arc,
+};
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(Arc<str>);
+        impl $name {
+            /// Wraps an id as it is.
+            pub fn new(id: impl Into<Arc<str>>) -> Self {
+                Self(id.into())
+            }
+            /// The id as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+id!(
+    /// Names one run of the finder and all jobs that came of it.
+    RunId
+);
+id!(
+    /// Names one message full of jobs; duplicates of the message share it.
+    PackId
+);
+
+/// Where an object stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// A multipart upload is under way.
+    Started,
+    /// The destination holds what the record says.
+    Done,
+    /// Given up, with a cause; its message is a dead letter.
+    Failed,
+    /// The source object was gone when it was to be read.
+    Cancelled,
+    /// Left alone, with a reason.
+    Skipped,
+    /// Removed from the destination because the source does not hold it.
+    Deleted,
+}
+
+impl Status {
+    /// All states, in the order of a life.
+    pub const ALL: [Self; 6] = [Self::Started, Self::Done, Self::Failed, Self::Cancelled, Self::Skipped, Self::Deleted];
+
+    /// The stable lower-case name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Started => "started",
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::Skipped => "skipped",
+            Self::Deleted => "deleted",
+        }
+    }
+}
+
+/// Why an object was left alone on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum SkipReason {
+    /// A filter excludes it.
+    Filtered,
+    /// It is archived and must be restored before it can be read.
+    Archived,
+    /// The sink cannot carry its key or its size.
+    Unrepresentable,
+    /// The destination holds something newer, and the overwrite policy keeps it.
+    Newer,
+    /// The destination holds something, and the overwrite policy never overwrites.
+    Exists,
+    /// Same size, other etag, never recorded, and the policy trusts sizes.
+    TrustedSize,
+    /// The source holds the key again.
+    SourceExists,
+    /// More deletions than the guard allows.
+    DeleteGuard,
+}
+
+impl SkipReason {
+    /// The stable lower-case name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Filtered => "filtered",
+            Self::Archived => "archived",
+            Self::Unrepresentable => "unrepresentable",
+            Self::Newer => "newer",
+            Self::Exists => "exists",
+            Self::TrustedSize => "trusted_size",
+            Self::SourceExists => "source_exists",
+            Self::DeleteGuard => "delete_guard",
+        }
+    }
+}
+
+/// How a job ended, as the ledger counts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Outcome {
+    /// Moved and verified.
+    Copied,
+    /// The destination already held it.
+    AlreadyCurrent,
+    /// Gone from the source.
+    Cancelled,
+    /// Removed from the destination.
+    Deleted,
+    /// Left alone.
+    Skipped(SkipReason),
+    /// Given up.
+    Failed(ErrorKind),
+}
+
+impl Outcome {
+    /// The ledger's name for it: `copied`, `skipped:archived`, `failed:denied`.
+    pub fn label(self) -> String {
+        match self {
+            Self::Copied => "copied".into(),
+            Self::AlreadyCurrent => "already_current".into(),
+            Self::Cancelled => "cancelled".into(),
+            Self::Deleted => "deleted".into(),
+            Self::Skipped(reason) => format!("skipped:{}", reason.as_str()),
+            Self::Failed(kind) => format!("failed:{}", kind.as_str()),
+        }
+    }
+}
+
+/// How strongly the bytes at the destination were checked against the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verified {
+    /// Against a checksum that the source store itself gave.
+    Source(Algorithm),
+    /// The destination was checked against what was read; the source offered nothing to check the reading against.
+    Transport(Algorithm),
+    /// The store copied inside itself.
+    Store,
+}
+
+/// One version of a source object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceVersion {
+    /// Its entity tag.
+    pub etag: Option<ETag>,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its version id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<VersionId>,
+}
+
+impl SourceVersion {
+    /// The version that an entry shows; size 0 where the entry has none.
+    pub fn of(entry: &Entry) -> Self {
+        Self { etag: entry.etag.clone(), size: entry.size.unwrap_or(0), version: entry.version.clone() }
+    }
+}
+
+/// An upload that was begun; it is continued only for the same source version in the same layout.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UploadRecord {
+    /// Its id; `None` while the answer to its creation is awaited (or was lost).
+    pub id: Option<UploadId>,
+    /// Bytes of every part but the last.
+    pub part_size: u64,
+    /// The version that it is made of.
+    pub source: SourceVersion,
+}
+
+/// The cause of a failure, for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Its kind.
+    pub kind: ErrorKind,
+    /// The error and its causes.
+    pub text: String,
+}
+
+/// What is known about one object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The source key.
+    pub key: ObjectKey,
+    /// Grows with each write; a write names the version that it replaces, 0 for none.
+    pub version: u64,
+    /// Where it stands.
+    pub status: Status,
+    /// The run that wrote it.
+    pub run: RunId,
+    /// The source version that the destination holds (done), or that is being moved.
+    pub source: Option<SourceVersion>,
+    /// The destination's etag.
+    pub destination: Option<ETag>,
+    /// A checksum of the whole object, where one was taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<Checksum>,
+    /// How strongly it was checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verified: Option<Verified>,
+    /// The upload under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upload: Option<UploadRecord>,
+    /// When we first began an upload for this key: uploads of it that are younger, and not under way, are ours to sweep.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uploads_since: Option<Timestamp>,
+    /// Tries so far.
+    pub attempts: u32,
+    /// Why it failed or was skipped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+    /// Attributes that the pair of stores could not carry.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_carried: Vec<String>,
+    /// When it was written.
+    pub updated: Timestamp,
+}
+
+impl Record {
+    /// A record of nothing yet.
+    pub fn new(key: ObjectKey, run: RunId, status: Status, now: Timestamp) -> Self {
+        Self {
+            key,
+            version: 0,
+            status,
+            run,
+            source: None,
+            destination: None,
+            checksum: None,
+            verified: None,
+            upload: None,
+            uploads_since: None,
+            attempts: 0,
+            failure: None,
+            not_carried: Vec::new(),
+            updated: now,
+        }
+    }
+}
+
+/// A number of objects and their bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tally {
+    /// Objects.
+    pub objects: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+impl Tally {
+    /// One object of so many bytes.
+    pub const fn one(bytes: u64) -> Self {
+        Self { objects: 1, bytes }
+    }
+}
+
+impl Add for Tally {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self { objects: self.objects + other.objects, bytes: self.bytes + other.bytes }
+    }
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        *self = *self + other;
+    }
+}
+
+impl std::iter::Sum for Tally {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), Add::add)
+    }
+}
+
+/// What the finder found, each page counted once.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FinderTotals {
+    /// Source objects listed.
+    pub listed: Tally,
+    /// Equal at the destination.
+    pub unchanged: Tally,
+    /// Sent to the workers.
+    pub queued: Tally,
+    /// Left alone by the finder, by reason.
+    pub skipped: BTreeMap<String, Tally>,
+    /// Same size, other etag, never recorded: what the policy decided about is counted elsewhere too.
+    pub unknown: Tally,
+    /// At the destination only.
+    pub extra: Tally,
+    /// Of these, to be deleted by the workers.
+    pub extra_queued: Tally,
+    /// The deletions were more than the guard allows: none was sent.
+    #[serde(default)]
+    pub deletes_withheld: bool,
+    /// LIST requests to the source.
+    pub source_pages: u64,
+    /// LIST requests to the destination.
+    pub destination_pages: u64,
+}
+
+impl FinderTotals {
+    /// Adds what one more page brought.
+    pub fn add(&mut self, delta: &Self) {
+        self.listed += delta.listed;
+        self.unchanged += delta.unchanged;
+        self.queued += delta.queued;
+        for (reason, tally) in &delta.skipped {
+            *self.skipped.entry(reason.clone()).or_default() += *tally;
+        }
+        self.unknown += delta.unknown;
+        self.extra += delta.extra;
+        self.extra_queued += delta.extra_queued;
+        self.deletes_withheld |= delta.deletes_withheld;
+        self.source_pages += delta.source_pages;
+        self.destination_pages += delta.destination_pages;
+    }
+}
+
+/// Where a run stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunState {
+    /// The finder still lists.
+    Finding,
+    /// Everything is queued; workers work.
+    Transferring,
+    /// Every job has ended: the ledger is closed.
+    Finished,
+    /// Called off; its jobs are acknowledged without work.
+    Cancelled,
+}
+
+impl RunState {
+    /// The stable lower-case name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Finding => "finding",
+            Self::Transferring => "transferring",
+            Self::Finished => "finished",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// One run and its ledger.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// Its id.
+    pub id: RunId,
+    /// Where it stands.
+    pub state: RunState,
+    /// When it began.
+    pub started: Timestamp,
+    /// When it ended.
+    pub ended: Option<Timestamp>,
+    /// The finder's side of the ledger.
+    pub totals: FinderTotals,
+    /// The workers' side: outcome label to tally, each job once.
+    pub outcomes: BTreeMap<String, Tally>,
+}
+
+impl Run {
+    /// A run that begins now.
+    pub fn new(id: RunId, now: Timestamp) -> Self {
+        Self {
+            id,
+            state: RunState::Finding,
+            started: now,
+            ended: None,
+            totals: FinderTotals::default(),
+            outcomes: BTreeMap::new(),
+        }
+    }
+
+    /// Jobs that have ended.
+    pub fn ended_jobs(&self) -> u64 {
+        self.outcomes.values().map(|t| t.objects).sum()
+    }
+
+    /// Jobs that the finder sent.
+    pub fn sent_jobs(&self) -> u64 {
+        let deletes = if self.totals.deletes_withheld { 0 } else { self.totals.extra_queued.objects };
+        self.totals.queued.objects + deletes
+    }
+
+    /// Whether every job that was sent has ended.
+    pub fn is_settled(&self) -> bool {
+        self.state != RunState::Finding && self.ended_jobs() == self.sent_jobs()
+    }
+
+    /// The tally of an outcome.
+    pub fn outcome(&self, label: &str) -> Tally {
+        self.outcomes.get(label).copied().unwrap_or_default()
+    }
+
+    /// All jobs whose outcome label begins so.
+    pub fn outcomes_like(&self, prefix: &str) -> Tally {
+        self.outcomes.iter().filter(|(label, _)| label.starts_with(prefix)).map(|(_, t)| *t).sum()
+    }
+}
+
+/// A key range of the finder, `(after, until]`, and how far it has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shard {
+    /// Its number within the run.
+    pub id: u32,
+    /// Keys behind this one belong to it.
+    pub after: Option<ObjectKey>,
+    /// Keys up to this one, included, belong to it.
+    pub until: Option<ObjectKey>,
+    /// Every key up to this one, included, is dealt with.
+    pub position: Option<ObjectKey>,
+    /// Whether all of it is dealt with.
+    pub done: bool,
+    /// Grows with each write; 0 when it is not stored yet.
+    pub version: u64,
+}
+
+impl Shard {
+    /// The shard that covers everything.
+    pub fn all() -> Self {
+        Self { id: 0, after: None, until: None, position: None, done: false, version: 0 }
+    }
+}
+
+/// A pack that the finder decided on; it is stored before it is sent, so that a crash in between loses and doubles nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutboxPack {
+    /// Its id.
+    pub pack: PackId,
+    /// The message.
+    pub body: String,
+    /// Kept back until the whole listing is known (deletions).
+    pub held: bool,
+}
+
+/// One step of the finder, all or nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Advance {
+    /// Shards as they are to be; each names in `version` what it replaces.
+    pub shards: Vec<Shard>,
+    /// What this step adds to the totals.
+    pub totals: FinderTotals,
+    /// Packs to be sent.
+    pub packs: Vec<OutboxPack>,
+    /// Packs of earlier steps that were sent.
+    pub sent: Vec<PackId>,
+}
+
+/// Where a job counts: its place in the pack that the finder made.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Origin(pub PackId, pub u32);
+
+/// The right to commit for one delivery of a pack.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fence {
+    /// The pack.
+    pub pack: PackId,
+    /// Keeps an epoch from being used again after the store lost its last commits (power loss).
+    pub incarnation: u64,
+    /// Grows with each delivery; an older one is refused.
+    pub epoch: u64,
+}
+
+/// The answer to a claim.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    /// The right to commit.
+    pub fence: Fence,
+    /// For each job, whether it has ended already.
+    pub ended: Vec<bool>,
+    /// For each job, the record of its key as of the claim.
+    pub records: Vec<Option<Record>>,
+}
+
+/// One record to write.
+#[derive(Debug, Clone)]
+pub struct RecordWrite {
+    /// The record; its `version` is that of the record it replaces, 0 for none.
+    pub record: Record,
+    /// The end of a job: counts once, for the run of the record.
+    pub end: Option<JobEnd>,
+}
+
+/// The end of a job.
+#[derive(Debug, Clone)]
+pub struct JobEnd {
+    /// Where it counts; `None` for a message that no finder sent.
+    pub origin: Option<Origin>,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Bytes of the object.
+    pub bytes: u64,
+}
+
+/// What became of one [`RecordWrite`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WriteResult {
+    /// Written; this is its version now.
+    Applied(u64),
+    /// Not written (and not counted): the stored record is this one.
+    Conflict(Option<Box<Record>>),
+}
+
+/// What became of a commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Committed {
+    /// A later delivery of the pack has claimed it: nothing was written.
+    Fenced,
+    /// A result for each write.
+    Written(Vec<WriteResult>),
+}
+
+/// Which records to list.
+#[derive(Debug, Clone, Default)]
+pub struct RecordQuery {
+    /// Only of this status.
+    pub status: Option<Status>,
+    /// Only those last written by this run.
+    pub run: Option<RunId>,
+    /// Behind this key.
+    pub after: Option<ObjectKey>,
+}
+
+/// The memory of one task.
+///
+/// Each call is atomic and durable when it returns (up to the store's documented power-loss window). A call that fails
+/// with `maybe_applied` may be repeated: repeated reads are harmless, and a repeated write conflicts with itself, which the
+/// caller sees by looking at the record.
+#[async_trait]
+pub trait StateStore: fmt::Debug + Send + Sync + 'static {
+    /// The records of these keys, in their order.
+    async fn records(&self, keys: &[ObjectKey]) -> Result<Vec<Option<Record>>>;
+
+    /// A page of at most `max` records in key order.
+    async fn query(&self, query: &RecordQuery, max: usize) -> Result<Vec<Record>>;
+
+    /// Takes the next epoch of a pack for this delivery.
+    async fn claim(&self, pack: &PackId, incarnation: u64, jobs: &[(ObjectKey, Option<Origin>)]) -> Result<Claim>;
+
+    /// Writes records under a fence, each by its version, and counts the jobs that ended.
+    async fn commit(&self, fence: &Fence, writes: &[RecordWrite]) -> Result<Committed>;
+
+    /// Remembers parts of an upload.
+    async fn save_parts(&self, upload: &UploadId, parts: &[Part]) -> Result<()>;
+
+    /// The remembered parts of an upload, by number.
+    async fn parts(&self, upload: &UploadId) -> Result<Vec<Part>>;
+
+    /// Forgets the parts of an upload that ended.
+    async fn forget_parts(&self, upload: &UploadId) -> Result<()>;
+
+    /// Begins a run with its first shard. `Conflict` when the id is taken.
+    async fn start_run(&self, run: &Run, shards: &[Shard]) -> Result<()>;
+
+    /// A run and its ledger. `NotFound` when there is none.
+    async fn run(&self, run: &RunId) -> Result<Run>;
+
+    /// All runs, the youngest first.
+    async fn runs(&self, max: usize) -> Result<Vec<Run>>;
+
+    /// Moves a run from one state to another. `Precondition` when it is in neither.
+    async fn move_run(&self, run: &RunId, from: RunState, to: RunState, now: Timestamp) -> Result<()>;
+
+    /// The shards of a run.
+    async fn shards(&self, run: &RunId) -> Result<Vec<Shard>>;
+
+    /// One step of the finder, all or nothing. `Precondition` when a shard is not what the step replaces.
+    async fn advance(&self, run: &RunId, step: &Advance) -> Result<()>;
+
+    /// Packs of a run that were not marked as sent and are not held back, at most `max`.
+    async fn outbox(&self, run: &RunId, max: usize) -> Result<Vec<OutboxPack>>;
+
+    /// Decides about the packs held back: `true` lets them go, `false` drops them. Answers how many.
+    async fn release_held(&self, run: &RunId, go: bool) -> Result<u64>;
+}

@@ -1,0 +1,89 @@
+//! Unfinished uploads cost money for ever: finds our own that nobody will finish, and aborts them.
+//!
+//! Ours is an upload of a key for which our records say that we began one, no older than that, and not the one under way.
+//! Uploads of other tools on other keys are left alone.
+
+use crate::{
+    env::Env,
+    error::{ErrorKind, Result},
+    key_map::KeyMap,
+    retry::RetryPolicy,
+    sink::Sink,
+    state::{StateStore, Status},
+};
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// What a sweep found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SweepReport {
+    /// Uploads listed.
+    pub listed: u64,
+    /// Ours and dead: aborted.
+    pub aborted: u64,
+    /// Ours and under way.
+    pub under_way: u64,
+    /// Not ours, or too young to tell.
+    pub left_alone: u64,
+    /// The store cannot list uploads: nothing could be swept.
+    pub unsupported: bool,
+}
+
+/// Store clocks may differ from ours by so much.
+const SKEW: Duration = Duration::from_secs(900);
+
+/// Aborts our own uploads under `prefix` (a source prefix) that are older than `age` and not under way.
+pub async fn sweep(
+    sink: &dyn Sink,
+    state: &dyn StateStore,
+    keys: &KeyMap,
+    prefix: &str,
+    age: Duration,
+    env: &dyn Env,
+    retry: &RetryPolicy,
+) -> Result<SweepReport> {
+    let mut report = SweepReport::default();
+    let prefix = keys.destination_prefix(prefix);
+    let mut token: Option<String> = None;
+    loop {
+        let listed = retry.run(env, || sink.list_uploads(&prefix, token.as_deref())).await;
+        let (uploads, next) = match listed {
+            Ok(page) => page,
+            Err(error) if error.kind() == ErrorKind::Unsupported => {
+                report.unsupported = true;
+                return Ok(report);
+            }
+            Err(error) => return Err(error),
+        };
+        for upload in uploads {
+            report.listed += 1;
+            let Some(key) = keys.to_source(&upload.key) else {
+                report.left_alone += 1;
+                continue;
+            };
+            let asked = [key];
+            let record = retry.run(env, || state.records(&asked)).await?.into_iter().next().flatten();
+            let Some(record) = record.filter(|r| r.uploads_since.is_some()) else {
+                report.left_alone += 1;
+                continue;
+            };
+            let under_way = record.status == Status::Started && record.upload.as_ref().is_some_and(|u| u.id.as_ref() == Some(&upload.id));
+            let since = record.uploads_since.unwrap_or_else(|| env.now());
+            let young = upload.begun.is_some_and(|at| {
+                at.saturating_add(age).unwrap_or(at) > env.now() || at.saturating_add(SKEW).unwrap_or(at) < since
+            });
+            if under_way {
+                report.under_way += 1;
+            } else if young && !age.is_zero() {
+                report.left_alone += 1;
+            } else {
+                retry.run(env, || sink.abort_upload(&upload.key, &upload.id)).await?;
+                report.aborted += 1;
+            }
+        }
+        token = next;
+        if token.is_none() {
+            return Ok(report);
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! What one job writes down while it runs: the record of its key, each write fenced and by version.
+
+use crate::{
+    env::SharedEnv,
+    error::{Error, ErrorKind, Op, Result},
+    object::{ETag, ObjectKey},
+    retry::RetryPolicy,
+    sink::{Part, UploadId},
+    state::{Committed, Fence, Record, RecordWrite, RunId, StateStore, Status, WriteResult},
+};
+use jiff::Timestamp;
+
+/// Whether the source's parts can be told from the size of its first one.
+///
+/// Parts of the source's layout that do not give its etag were either read wrong, or are not equal in size there. Reading
+/// wrong does not give the same wrong etag twice; unequal parts do.
+#[derive(Debug, Default)]
+pub(super) struct Parity {
+    wrong: Option<ETag>,
+    hopeless: bool,
+}
+
+impl Parity {
+    pub(super) fn failed(&mut self, etag: Option<ETag>) {
+        self.hopeless |= etag.is_none() || self.wrong == etag;
+        self.wrong = etag;
+    }
+
+    pub(super) fn is_hopeless(&self) -> bool {
+        self.hopeless
+    }
+}
+
+/// The record of one key during one delivery.
+#[derive(Debug)]
+pub struct Journal<'a> {
+    store: Option<(&'a dyn StateStore, &'a Fence)>,
+    record: Record,
+    run: RunId,
+    attempts: u32,
+    pub(super) parity: Parity,
+    not_carried: Vec<String>,
+}
+
+impl<'a> Journal<'a> {
+    /// A journal under a fence, from the record that the claim answered.
+    pub fn new(
+        store: &'a dyn StateStore,
+        fence: &'a Fence,
+        run: RunId,
+        key: &ObjectKey,
+        known: Option<Record>,
+        attempts: u32,
+        now: Timestamp,
+    ) -> Self {
+        let record = known.unwrap_or_else(|| Record::new(key.clone(), run.clone(), Status::Started, now));
+        Self { store: Some((store, fence)), record, run, attempts, parity: Parity::default(), not_carried: Vec::new() }
+    }
+
+    /// A journal that keeps nothing: an interrupted upload cannot be resumed.
+    pub fn detached(key: &ObjectKey, now: Timestamp) -> Self {
+        let run = RunId::new("");
+        let record = Record::new(key.clone(), run.clone(), Status::Started, now);
+        Self { store: None, record, run, attempts: 1, parity: Parity::default(), not_carried: Vec::new() }
+    }
+
+    /// The record as it is known to be stored.
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Whether an earlier delivery may have published already.
+    pub(super) fn is_redelivery(&self) -> bool {
+        self.store.is_some_and(|(_, fence)| fence.epoch > 1) || self.attempts > 1
+    }
+
+    /// The record that replaces the stored one.
+    pub fn next(&self, status: Status, now: Timestamp) -> Record {
+        let mut record = self.record.clone();
+        record.status = status;
+        record.run = self.run.clone();
+        record.attempts = self.attempts;
+        record.updated = now;
+        record.not_carried.clone_from(&self.not_carried);
+        record
+    }
+
+    /// Notes an attribute that the pair of stores cannot carry.
+    pub(super) fn not_carried(&mut self, attribute: &str) {
+        if !self.not_carried.iter().any(|a| a == attribute) {
+            self.not_carried.push(attribute.to_owned());
+        }
+    }
+
+    /// Writes a record that does not end the job. `Conflict` when another delivery or another job wrote in between.
+    pub(super) async fn save(&mut self, record: Record, retry: &RetryPolicy, env: &SharedEnv) -> Result<()> {
+        let Some((store, fence)) = self.store else {
+            self.record = record;
+            return Ok(());
+        };
+        let write = [RecordWrite { record: record.clone(), end: None }];
+        let committed = retry.run(&**env, || store.commit(fence, &write)).await?;
+        let lost = || Error::new(ErrorKind::Conflict, Op::SaveState, record.key.to_string());
+        match committed {
+            Committed::Fenced => Err(lost().with_source("another worker has taken this message over")),
+            Committed::Written(results) => match results.into_iter().next() {
+                Some(WriteResult::Applied(version)) => {
+                    self.record = Record { version, ..record };
+                    Ok(())
+                }
+                // A repeated write whose first answer was lost conflicts with itself.
+                Some(WriteResult::Conflict(Some(stored))) if is_same(&stored, &record) => {
+                    self.record = *stored;
+                    Ok(())
+                }
+                Some(WriteResult::Conflict(_)) | None => Err(lost().with_source("another job wrote the record of this key")),
+            },
+        }
+    }
+
+    pub(super) async fn save_part(&self, upload: &UploadId, part: Part, retry: &RetryPolicy, env: &SharedEnv) -> Result<()> {
+        let Some((store, _)) = self.store else { return Ok(()) };
+        let parts = [part];
+        retry.run(&**env, || store.save_parts(upload, &parts)).await
+    }
+
+    pub(super) async fn parts(&self, upload: &UploadId, retry: &RetryPolicy, env: &SharedEnv) -> Result<Vec<Part>> {
+        let Some((store, _)) = self.store else { return Ok(Vec::new()) };
+        retry.run(&**env, || store.parts(upload)).await
+    }
+
+    pub(super) async fn forget_parts(&self, upload: &UploadId, retry: &RetryPolicy, env: &SharedEnv) -> Result<()> {
+        let Some((store, _)) = self.store else { return Ok(()) };
+        retry.run(&**env, || store.forget_parts(upload)).await
+    }
+}
+
+/// Whether the stored record is the one that was to be written, one version on.
+pub(crate) fn is_same(stored: &Record, written: &Record) -> bool {
+    stored.version == written.version + 1 && Record { version: written.version, ..stored.clone() } == *written
+}

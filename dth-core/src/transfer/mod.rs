@@ -1,0 +1,489 @@
+//! One object from source to destination, so that the destination never holds anything but one whole, verified version.
+//!
+//! The steps are those of the protocol: read pinned, verify, publish under a condition, look when the answer was lost.
+//! Nothing here knows queues or packs; [`Transfer`] serves the worker and `copy_one` alike.
+
+mod check;
+mod journal;
+mod multipart;
+mod publish;
+mod single;
+mod tee;
+
+pub use journal::Journal;
+pub(crate) use journal::is_same;
+
+use crate::{
+    env::SharedEnv,
+    error::{Error, ErrorKind, Op, Result},
+    job::{Action, Job, Seen},
+    key_map::KeyMap,
+    limit::{AdaptiveLimit, AdaptivePermit, AdaptiveSettings, MemoryBudget, RateLimit},
+    object::{ETag, Entry, EtagKind, ObjectInfo, ObjectKey},
+    retry::RetryPolicy,
+    sink::{Condition, PutOptions, Sink},
+    source::{Read, ReadOptions, ReadRange, Source},
+    state::{Failure, Outcome, Record, SkipReason, SourceVersion, Status, Verified},
+};
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use std::{fmt, sync::Arc};
+
+/// How objects are moved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TransferSettings {
+    /// Objects up to so many bytes are held in memory, verified, and written by one request.
+    pub hold_max: u64,
+    /// Objects up to so many bytes are written by one request where their checksum is known beforehand.
+    pub single_max: u64,
+    /// Bytes of a part in our own layout.
+    pub part_size: u64,
+    /// Parts of one object in flight.
+    pub parts_in_flight: usize,
+    /// Bytes in memory, over all transfers.
+    pub memory: u64,
+    /// Write multipart objects in the part layout of their source, so that etags can be compared.
+    pub etag_parity: bool,
+    /// Carry content headers, user metadata and tags.
+    pub metadata: bool,
+    /// Copy inside the store where both sides are the same one.
+    pub server_copy: bool,
+    /// At most so many bytes a second leave the source.
+    pub bytes_per_second: Option<u64>,
+    /// At most so many requests a second to each side.
+    pub requests_per_second: Option<u64>,
+    /// Requests at once to the source.
+    pub source_concurrency: AdaptiveSettings,
+    /// Requests at once to the destination.
+    pub sink_concurrency: AdaptiveSettings,
+    /// Tries of a request, or of a part, before the job goes back to the queue.
+    pub retry: RetryPolicy,
+}
+
+impl Default for TransferSettings {
+    fn default() -> Self {
+        Self {
+            hold_max: 4 << 20,
+            single_max: 64 << 20,
+            part_size: 16 << 20,
+            parts_in_flight: 32,
+            memory: 64 << 20,
+            etag_parity: true,
+            metadata: true,
+            server_copy: true,
+            bytes_per_second: None,
+            requests_per_second: None,
+            source_concurrency: AdaptiveSettings::default(),
+            sink_concurrency: AdaptiveSettings::default(),
+            retry: RetryPolicy::default(),
+        }
+    }
+}
+
+/// Moves objects from one source to one sink.
+#[derive(Clone)]
+pub struct Transfer {
+    source: Arc<dyn Source>,
+    sink: Arc<dyn Sink>,
+    keys: KeyMap,
+    env: SharedEnv,
+    settings: Arc<TransferSettings>,
+    budget: MemoryBudget,
+    source_limit: AdaptiveLimit,
+    sink_limit: AdaptiveLimit,
+    bytes: Option<RateLimit>,
+    source_requests: Option<RateLimit>,
+    sink_requests: Option<RateLimit>,
+}
+
+impl fmt::Debug for Transfer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transfer").field("source", &self.source).field("sink", &self.sink).finish_non_exhaustive()
+    }
+}
+
+/// How a job ended, and the record that says so.
+#[derive(Debug, Clone)]
+pub struct Ended {
+    /// For the ledger.
+    pub outcome: Outcome,
+    /// Bytes of the object.
+    pub bytes: u64,
+    /// What to record.
+    pub record: Record,
+}
+
+/// One try at an object.
+enum Attempt {
+    Ended(Box<Ended>),
+    /// The source is another version now, or the destination another object: start again from fresh looks.
+    Changed,
+}
+
+/// Fresh starts on a moving object before the job goes back to the queue.
+const FRESH_STARTS: u32 = 6;
+
+impl Transfer {
+    /// A transfer between two stores. Budget and limits are shared by its clones.
+    pub fn new(source: Arc<dyn Source>, sink: Arc<dyn Sink>, keys: KeyMap, env: SharedEnv, settings: TransferSettings) -> Self {
+        Self {
+            budget: MemoryBudget::new(settings.memory),
+            source_limit: AdaptiveLimit::new(settings.source_concurrency),
+            sink_limit: AdaptiveLimit::new(settings.sink_concurrency),
+            bytes: settings.bytes_per_second.map(RateLimit::new),
+            source_requests: settings.requests_per_second.map(RateLimit::new),
+            sink_requests: settings.requests_per_second.map(RateLimit::new),
+            source,
+            sink,
+            keys,
+            env,
+            settings: Arc::new(settings),
+        }
+    }
+
+    /// The settings.
+    pub fn settings(&self) -> &TransferSettings {
+        &self.settings
+    }
+
+    /// The sink.
+    pub fn sink(&self) -> &Arc<dyn Sink> {
+        &self.sink
+    }
+
+    /// Bytes held in memory now.
+    pub fn memory_in_flight(&self) -> u64 {
+        self.budget.in_flight()
+    }
+
+    /// Does one job to its end. An error leaves nothing visible that was not whole; the job may be tried again.
+    ///
+    /// Dropping it at any await is safe: what was published is whole, and an upload under way is in the journal.
+    pub async fn run(&self, job: &Job, journal: &mut Journal<'_>) -> Result<Ended> {
+        let key = self.keys.to_destination(&job.key);
+        let max_key = self.sink.sink_capability().max_key;
+        if key.as_str().len() > max_key {
+            return Ok(self.skipped(journal, SkipReason::Unrepresentable, job.size.unwrap_or(0)));
+        }
+        match job.action {
+            Action::Delete => self.delete(job, &key, journal).await,
+            Action::Copy | Action::Adopt => {
+                self.children_first(job, 0).await?;
+                self.copy(job, &key, journal).await
+            }
+        }
+    }
+
+    async fn copy(&self, job: &Job, key: &ObjectKey, journal: &mut Journal<'_>) -> Result<Ended> {
+        if let Some(ended) = self.already_recorded(job, key, journal).await? {
+            return Ok(ended);
+        }
+        if job.action == Action::Adopt
+            && let Some(ended) = self.adopt(job, key, journal).await?
+        {
+            return Ok(ended);
+        }
+        let mut condition = job.destination.condition();
+        let mut tries = 0;
+        let mut starts = 0;
+        loop {
+            let held = match &condition {
+                Some(condition) => condition.clone(),
+                None => Condition::still(self.look(key).await?.as_ref().and_then(|i| i.entry.etag.as_ref())),
+            };
+            match self.attempt(job, key, &held, journal).await {
+                Ok(Attempt::Ended(ended)) => return Ok(*ended),
+                Ok(Attempt::Changed) => {
+                    starts += 1;
+                    if starts >= FRESH_STARTS {
+                        return Err(Error::new(ErrorKind::Conflict, Op::Transfer, self.name_of(key))
+                            .with_source("source or destination kept changing while it was moved"));
+                    }
+                    condition = None;
+                }
+                Err(error) => {
+                    tries += 1;
+                    let Some(pause) = self.settings.retry.pause(&error, tries, &*self.env) else { return Err(error) };
+                    tracing::debug!(key = %job.key, error = %error.chain(), tries, "trying again");
+                    metrics::counter!("dth_retries_total", "op" => "Transfer").increment(1);
+                    tokio::time::sleep(pause).await;
+                }
+            }
+        }
+    }
+
+    async fn attempt(&self, job: &Job, key: &ObjectKey, held: &Condition, journal: &mut Journal<'_>) -> Result<Attempt> {
+        let origin = self.settings.server_copy.then(|| self.source.copy_origin(&job.key, None)).flatten();
+        if let Some(origin) = origin.filter(|o| self.sink.can_copy(o)) {
+            return self.copy_inside(job, key, held, &origin, journal).await;
+        }
+        let options = ReadOptions { range: self.first_range(job), ..ReadOptions::default() };
+        let mut first = self.read(&job.key, &options).await;
+        if matches!((&first, &options.range), (Err(e), ReadRange::Bytes(_)) if e.kind() == ErrorKind::Corrupt) {
+            // T4: it shrank below what the listing said.
+            first = self.read(&job.key, &ReadOptions::default()).await;
+        }
+        let (read, permit) = match first {
+            Ok(read) => read,
+            Err(error) => return self.unreadable(job, error, journal).await.map(|e| Attempt::Ended(Box::new(e))),
+        };
+        if let Some(ended) = self.already_there(&read.info, held, journal) {
+            return Ok(Attempt::Ended(Box::new(ended)));
+        }
+        let size = read.info.entry.size.unwrap_or(read.range.end);
+        let whole = read.range == (0..size);
+        let held_whole = whole && size <= self.settings.hold_max.min(self.sink.sink_capability().max_put);
+        let streamed_whole = whole && !held_whole && self.streams_whole(&read.info, size);
+        if held_whole || streamed_whole {
+            // T2: an upload of an earlier version is of no use to this one.
+            self.drop_upload(job, journal).await?;
+        }
+        if held_whole {
+            self.single(job, key, held, read, permit, journal).await
+        } else if streamed_whole {
+            self.streamed(job, key, held, read, permit, journal).await
+        } else {
+            let parts = read.info.entry.etag.as_ref().and_then(ETag::part_count).unwrap_or(1);
+            let layout_unknown = parts > 1 && options.range != ReadRange::FirstPart && self.source.source_capability().first_part;
+            if layout_unknown {
+                // The listing (or an event) said too little: the part layout comes with the first part.
+                let pinned = ReadOptions { range: ReadRange::FirstPart, if_match: read.info.entry.etag.clone(), version: None };
+                drop((read, permit));
+                return match self.read(&job.key, &pinned).await {
+                    Ok((read, permit)) => self.multipart(job, key, held, read, permit, journal).await,
+                    Err(error) if error.kind() == ErrorKind::Precondition => Ok(Attempt::Changed),
+                    Err(error) => self.unreadable(job, error, journal).await.map(|e| Attempt::Ended(Box::new(e))),
+                };
+            }
+            self.multipart(job, key, held, read, permit, journal).await
+        }
+    }
+
+    /// What to ask for first, by what the listing said; the answer decides what is done.
+    fn first_range(&self, job: &Job) -> ReadRange {
+        let capability = self.source.source_capability();
+        let size = job.size.unwrap_or(0);
+        let parts = job.etag.as_ref().and_then(ETag::part_count).unwrap_or(1);
+        let single = if parts > 1 { self.settings.hold_max } else { self.settings.single_max };
+        if size <= single || !capability.ranged {
+            ReadRange::Full
+        } else if parts > 1 && capability.first_part {
+            ReadRange::FirstPart
+        } else {
+            ReadRange::Bytes(0..self.settings.part_size.min(size))
+        }
+    }
+
+    /// A duplicate of a message whose work is done costs one look.
+    async fn already_recorded(&self, job: &Job, key: &ObjectKey, journal: &Journal<'_>) -> Result<Option<Ended>> {
+        let record = journal.record();
+        let same = record.status == Status::Done
+            && job.etag.is_some()
+            && record.source.as_ref().is_some_and(|s| s.etag == job.etag && Some(s.size) == job.size)
+            && record.destination.as_ref().is_some_and(|d| job.destination != Seen::Present(d.clone()));
+        if !same {
+            return Ok(None);
+        }
+        let found = self.look(key).await?;
+        let holds = found.is_some_and(|info| info.entry.etag == record.destination);
+        Ok(holds.then(|| Ended {
+            outcome: Outcome::AlreadyCurrent,
+            bytes: job.size.unwrap_or(0),
+            record: journal.next(Status::Done, self.env.now()),
+        }))
+    }
+
+    /// Takes over what another tool put at the destination, if a checksum of the whole object shows that it is the same.
+    async fn adopt(&self, job: &Job, key: &ObjectKey, journal: &Journal<'_>) -> Result<Option<Ended>> {
+        let source = match self.settings.retry.run(&*self.env, || self.source.head(&job.key, None)).await {
+            Ok(info) => info,
+            // The read decides what it means.
+            Err(_) => return Ok(None),
+        };
+        let Some(found) = self.look(key).await? else { return Ok(None) };
+        let expected = check::Expected { size: source.entry.size.unwrap_or(0), etag: None, checksum: source.checksum.clone() };
+        let (true, Some(sum), Some(etag)) = (expected.matches(&found), source.checksum.clone(), found.entry.etag) else {
+            return Ok(None);
+        };
+        let algorithm = sum.algorithm;
+        let mut ended = self.done(journal, &source.entry, etag, Some(sum), Verified::Source(algorithm));
+        ended.outcome = Outcome::AlreadyCurrent;
+        Ok(Some(ended))
+    }
+
+    /// Whether the destination, as it was seen, is what the source holds.
+    fn already_there(&self, info: &ObjectInfo, held: &Condition, journal: &Journal<'_>) -> Option<Ended> {
+        let Condition::Match(etag) = held else { return None };
+        let comparable = self.source.index_capability().etag == EtagKind::Md5 && self.sink.index_capability().etag == EtagKind::Md5;
+        (comparable && info.entry.etag.as_ref() == Some(etag)).then(|| {
+            let verified = Verified::Source(crate::checksum::Algorithm::Md5);
+            let mut ended = self.done(journal, &info.entry, etag.clone(), None, verified);
+            ended.outcome = Outcome::AlreadyCurrent;
+            ended
+        })
+    }
+
+    /// The end of an object that cannot be read; errors that may pass go on.
+    async fn unreadable(&self, job: &Job, error: Error, journal: &mut Journal<'_>) -> Result<Ended> {
+        match error.kind() {
+            ErrorKind::NotFound => {
+                self.drop_upload(job, journal).await?;
+                let record = Record { source: None, destination: None, ..journal.next(Status::Cancelled, self.env.now()) };
+                Ok(Ended { outcome: Outcome::Cancelled, bytes: job.size.unwrap_or(0), record })
+            }
+            ErrorKind::Archived => Ok(self.skipped(journal, SkipReason::Archived, job.size.unwrap_or(0))),
+            ErrorKind::Unrepresentable => Ok(self.skipped(journal, SkipReason::Unrepresentable, job.size.unwrap_or(0))),
+            _ => Err(error),
+        }
+    }
+
+    fn skipped(&self, journal: &Journal<'_>, reason: SkipReason, bytes: u64) -> Ended {
+        Ended { outcome: Outcome::Skipped(reason), bytes, record: journal.next(Status::Skipped, self.env.now()) }
+    }
+
+    fn done(
+        &self,
+        journal: &Journal<'_>,
+        source: &Entry,
+        destination: ETag,
+        checksum: Option<crate::checksum::Checksum>,
+        verified: Verified,
+    ) -> Ended {
+        let mut record = journal.next(Status::Done, self.env.now());
+        record.source = Some(SourceVersion::of(source));
+        record.destination = Some(destination);
+        record.checksum = checksum;
+        record.verified = Some(verified);
+        record.upload = None;
+        record.failure = None;
+        Ended { outcome: Outcome::Copied, bytes: source.size.unwrap_or(0), record }
+    }
+
+    /// The record of a job that is given up.
+    pub fn failed(&self, job: &Job, error: &Error, journal: &Journal<'_>) -> Ended {
+        let mut record = journal.next(Status::Failed, self.env.now());
+        record.failure = Some(Failure { kind: error.kind(), text: error.chain() });
+        Ended { outcome: Outcome::Failed(error.kind()), bytes: job.size.unwrap_or(0), record }
+    }
+
+    async fn delete(&self, job: &Job, key: &ObjectKey, journal: &mut Journal<'_>) -> Result<Ended> {
+        let retry = self.settings.retry;
+        // I5: never delete what the source holds.
+        match retry.run(&*self.env, || self.source.head(&job.key, None)).await {
+            Ok(info) => return Ok(self.skipped(journal, SkipReason::SourceExists, info.entry.size.unwrap_or(0))),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        self.drop_upload(job, journal).await?;
+        let condition = match job.destination.condition() {
+            Some(condition) if self.sink.sink_capability().conditions.delete => condition,
+            _ => Condition::None,
+        };
+        let outcome = match retry.run(&*self.env, || self.sink.delete(key, &condition)).await {
+            Ok(()) => Outcome::Deleted,
+            // Somebody wrote it since it was listed: a later run looks again.
+            Err(error) if error.kind() == ErrorKind::Precondition => Outcome::Skipped(SkipReason::Newer),
+            Err(error) if error.kind() == ErrorKind::NotFound => Outcome::Deleted,
+            Err(error) => return Err(error),
+        };
+        let status = if outcome == Outcome::Deleted { Status::Deleted } else { Status::Skipped };
+        let record = Record { source: None, destination: None, ..journal.next(status, self.env.now()) };
+        Ok(Ended { outcome, bytes: job.size.unwrap_or(0), record })
+    }
+
+    /// Leaves first, each only if the sink lacks it. Children have no jobs of their own: they count with their root.
+    fn children_first<'a>(&'a self, job: &'a Job, depth: u32) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            if !self.source.source_capability().children {
+                return Ok(());
+            }
+            if depth >= 8 {
+                return Err(Error::new(ErrorKind::Invalid, Op::Children, job.key.to_string()).with_source("children nest deeper than 8"));
+            }
+            let entry = Entry { size: job.size, ..Entry::new(job.key.clone(), 0, job.etag.clone()) };
+            let retry = self.settings.retry;
+            for child in retry.run(&*self.env, || self.source.children(&entry)).await? {
+                let key = self.keys.to_destination(&child.key);
+                let found = self.look(&key).await?;
+                if found.as_ref().is_some_and(|f| f.entry.etag == child.etag && f.entry.size == child.size) {
+                    continue;
+                }
+                let seen = found.and_then(|f| f.entry.etag).map_or(Seen::Absent, Seen::Present);
+                let job = Job::copy(&child, seen);
+                self.children_first(&job, depth + 1).await?;
+                let mut journal = Journal::detached(&child.key, self.env.now());
+                let ended = self.copy(&job, &key, &mut journal).await?;
+                if ended.outcome == Outcome::Cancelled {
+                    return Err(Error::new(ErrorKind::Conflict, Op::Children, child.key.to_string()).with_source("a child is gone"));
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Looks at the destination; `None` where nothing is.
+    async fn look(&self, key: &ObjectKey) -> Result<Option<ObjectInfo>> {
+        let looked = self.settings.retry.run(&*self.env, || async {
+            let permit = self.sink_permit().await;
+            note(&permit, self.sink.head(key, None).await)
+        });
+        match looked.await {
+            Ok(info) => Ok(Some(info)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn read(&self, key: &ObjectKey, options: &ReadOptions) -> Result<(Read, AdaptivePermit)> {
+        if let Some(rate) = &self.source_requests {
+            rate.pass(1).await;
+        }
+        let permit = self.source_limit.acquire().await;
+        let read = note(&permit, self.source.read(key, options).await)?;
+        if options.if_match.is_some() && options.if_match != read.info.entry.etag {
+            // The server ignored If-Match; the answer tells.
+            return Err(Error::new(ErrorKind::Precondition, Op::Read, key.to_string()));
+        }
+        Ok((read, permit))
+    }
+
+    async fn sink_permit(&self) -> AdaptivePermit {
+        if let Some(rate) = &self.sink_requests {
+            rate.pass(1).await;
+        }
+        self.sink_limit.acquire().await
+    }
+
+    /// Content headers, metadata and tags for the destination.
+    async fn put_options(&self, info: &ObjectInfo, journal: &mut Journal<'_>) -> Result<PutOptions> {
+        if !self.settings.metadata {
+            return Ok(PutOptions::default());
+        }
+        let mut options = PutOptions { attributes: info.attributes.clone(), ..PutOptions::default() };
+        if self.source.source_capability().tags && info.tag_count.is_some_and(|n| n > 0) {
+            if self.sink.sink_capability().tags {
+                let entry = &info.entry;
+                let tags = self.settings.retry.run(&*self.env, || self.source.tags(&entry.key, entry.version.as_ref()));
+                options.tags = tags.await?;
+            } else {
+                journal.not_carried("tags");
+            }
+        }
+        Ok(options)
+    }
+
+    fn name_of(&self, key: &ObjectKey) -> String {
+        format!("{}/{key}", self.sink.name())
+    }
+}
+
+/// Tells the limit how the endpoint answered.
+fn note<T>(permit: &AdaptivePermit, answer: Result<T>) -> Result<T> {
+    match &answer {
+        Ok(_) => permit.answered(),
+        Err(error) if matches!(error.kind(), ErrorKind::Throttled | ErrorKind::Unavailable) => permit.throttled(),
+        Err(_) => {}
+    }
+    answer
+}

@@ -1,0 +1,495 @@
+//! Objects in parts: each part streams from a pinned GET into UploadPart, never held whole; its answer is checked before
+//! Complete makes anything visible. An upload is continued only for the same source version in the same layout, by the id
+//! that we recorded.
+
+use super::{
+    Attempt, Journal, Transfer,
+    check::{Expected, corrupt},
+    note,
+    publish::Published,
+    single::STREAM_WINDOW,
+    tee::tee,
+};
+use crate::{
+    checksum::{Algorithm, Checksum},
+    error::{Error, ErrorKind, Op, Result},
+    job::Job,
+    limit::AdaptivePermit,
+    object::{ETag, EtagKind, ObjectInfo, ObjectKey},
+    plan::parts::PartPlan,
+    sink::{Body, Condition, MultipartLimits, Part, PutOptions, UploadId, Written},
+    source::{ByteStream, CopyOrigin, Read, ReadOptions, ReadRange},
+    state::{Record, SkipReason, SourceVersion, Status, UploadRecord, Verified},
+};
+use futures_util::{StreamExt, stream};
+use std::{collections::BTreeMap, ops::Range, sync::Mutex};
+
+/// How the parts of one object are made and checked.
+struct Layout {
+    plan: PartPlan,
+    /// Parts are those of the source, and both stores build etags from MD5: the etag of the whole must come out the same.
+    parity: bool,
+    /// What is taken over each part on its way.
+    algorithms: Vec<Algorithm>,
+    /// Which of these is remembered with a part, to judge the whole: MD5 where the source's etag is the MD5 of its parts'
+    /// MD5 values and nothing else shows whether we read right; otherwise one that combines.
+    judge: Option<Algorithm>,
+}
+
+/// Where part bytes come from.
+enum From<'a> {
+    /// Through us, with what the first request already brought.
+    Body { first: Mutex<Option<(Range<u64>, ByteStream, AdaptivePermit)>> },
+    /// From inside the store.
+    Inside(&'a CopyOrigin),
+}
+
+impl Transfer {
+    /// Moves an object in parts. `read` is the first request's answer: it tells version, layout, metadata and first bytes.
+    pub(super) async fn multipart(
+        &self,
+        job: &Job,
+        key: &ObjectKey,
+        held: &Condition,
+        read: Read,
+        permit: AdaptivePermit,
+        journal: &mut Journal<'_>,
+    ) -> Result<Attempt> {
+        let Read { info, range, body } = read;
+        let from = From::Body { first: Mutex::new(Some((range.clone(), body, permit))) };
+        self.in_parts(job, key, held, &info, Some(range.end), from, journal).await
+    }
+
+    /// Copies inside the store, when both sides are the same one.
+    pub(super) async fn copy_inside(
+        &self,
+        job: &Job,
+        key: &ObjectKey,
+        held: &Condition,
+        origin: &CopyOrigin,
+        journal: &mut Journal<'_>,
+    ) -> Result<Attempt> {
+        let looked = self.settings.retry.run(&*self.env, || self.source.head(&job.key, None)).await;
+        let info = match looked {
+            Ok(info) => info,
+            Err(error) => return self.unreadable(job, error, journal).await.map(|e| Attempt::Ended(Box::new(e))),
+        };
+        if let Some(ended) = self.already_there(&info, held, journal) {
+            return Ok(Attempt::Ended(Box::new(ended)));
+        }
+        let size = info.entry.size.unwrap_or(0);
+        let Some(etag) = info.entry.etag.clone() else {
+            return Err(Error::new(ErrorKind::Unsupported, Op::Copy, job.key.to_string()).with_source("the source shows no etag"));
+        };
+        if size > self.sink.sink_capability().max_copy.unwrap_or(u64::MAX) {
+            return self.in_parts(job, key, held, &info, None, From::Inside(origin), journal).await;
+        }
+        let mut options = self.put_options(&info, journal).await?;
+        options.condition = self.effective(held);
+        let md5 = self.source_md5(&info);
+        let expected = Expected { size, etag: self.etag_from(md5.as_ref()), checksum: info.checksum.clone() };
+        let copied = self.publish(key, &expected, || self.sink.copy(origin, &etag, key, &options)).await;
+        match copied {
+            Ok(published) => self.ended(key, &info, expected, Verified::Store, published, journal).await,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.unreadable(job, error, journal).await.map(|e| Attempt::Ended(Box::new(e)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one call site each for bytes through us and copies inside the store")]
+    async fn in_parts(
+        &self,
+        job: &Job,
+        key: &ObjectKey,
+        held: &Condition,
+        info: &ObjectInfo,
+        first_len: Option<u64>,
+        from: From<'_>,
+        journal: &mut Journal<'_>,
+    ) -> Result<Attempt> {
+        let capability = self.sink.sink_capability();
+        let size = info.entry.size.unwrap_or(0);
+        let Some(limits) = capability.multipart.filter(|_| size <= capability.max_object) else {
+            return Ok(Attempt::Ended(Box::new(self.skipped(journal, SkipReason::Unrepresentable, size))));
+        };
+        let Ok(layout) = self.layout(info, first_len, &limits, journal) else {
+            return Ok(Attempt::Ended(Box::new(self.skipped(journal, SkipReason::Unrepresentable, size))));
+        };
+        let options = self.put_options(info, journal).await?;
+        let (upload, have) = self.upload(key, info, &layout, &limits, &options, journal).await?;
+        let parts = match self.fill(job, key, info, &layout, &upload, have, &from, journal).await {
+            Ok(parts) => parts,
+            Err(error) if error.kind() == ErrorKind::Precondition => {
+                // T1: the source was overwritten while its parts were read.
+                self.drop_upload(job, journal).await?;
+                return Ok(Attempt::Changed);
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound && error.op() == Op::Read => {
+                return self.unreadable(job, error, journal).await.map(|e| Attempt::Ended(Box::new(e)));
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                // The upload ended under us: another worker completed or aborted it.
+                self.forget_upload(&upload, journal).await?;
+                return Ok(Attempt::Changed);
+            }
+            Err(error) => return Err(error),
+        };
+        let (expected, verified) = match self.judge_parts(info, &layout, &parts) {
+            Ok(judged) => judged,
+            Err(error) => {
+                if layout.parity || layout.judge == Some(Algorithm::Md5) {
+                    journal.parity.failed(parts_etag(&layout, &parts));
+                }
+                self.drop_upload(job, journal).await?;
+                return Err(error);
+            }
+        };
+        let parts: Vec<Part> = parts.into_iter().map(|(part, _)| part).collect();
+        let mut options = options;
+        options.condition = self.effective(held);
+        options.checksum = expected.checksum.clone().filter(|c| capability.verifies.contains(&c.algorithm));
+        match self.complete(key, &upload, &parts, &options, &expected).await? {
+            Published::Ours(etag) => {
+                journal.forget_parts(&upload, &self.settings.retry, &self.env).await?;
+                self.ended(key, info, expected, verified, Published::Ours(etag), journal).await
+            }
+            Published::Changed => {
+                self.drop_upload(job, journal).await?;
+                Ok(Attempt::Changed)
+            }
+        }
+    }
+
+    fn layout(&self, info: &ObjectInfo, first_len: Option<u64>, limits: &MultipartLimits, journal: &Journal<'_>) -> Result<Layout> {
+        let size = info.entry.size.unwrap_or(0);
+        let source_md5 = self.source.index_capability().etag == EtagKind::Md5;
+        let sink_md5 = self.sink.index_capability().etag == EtagKind::Md5;
+        let count = info.entry.etag.as_ref().and_then(ETag::part_count);
+        let like = (source_md5 && !journal.parity.is_hopeless()).then(|| PartPlan::like_source(size, first_len?, count?, limits)).flatten();
+        let parity = sink_md5 && like.is_some() && self.settings.etag_parity;
+        let judged_by_md5 = !parity && like.is_some() && info.checksum.is_none();
+        let plan = match like.filter(|_| parity || judged_by_md5) {
+            Some(plan) => plan,
+            None => PartPlan::own(size, self.settings.part_size, limits)?,
+        };
+        let mut algorithms = Vec::new();
+        let mut judge = None;
+        if !parity {
+            let offered = info.checksum.as_ref().map(|c| c.algorithm).filter(|a| a.combines());
+            let verified = self.sink.sink_capability().verifies.contains(&Algorithm::Crc64Nvme).then_some(Algorithm::Crc64Nvme);
+            judge = if judged_by_md5 { Some(Algorithm::Md5) } else { offered.or(verified) };
+            algorithms.extend(judge);
+            algorithms.extend(verified);
+            algorithms.extend(sink_md5.then_some(Algorithm::Md5));
+            algorithms.sort_unstable();
+            algorithms.dedup();
+        }
+        Ok(Layout { plan, parity, algorithms, judge })
+    }
+
+    /// The upload to fill: the recorded one when it is of this source version in this layout, else a new one.
+    async fn upload(
+        &self,
+        key: &ObjectKey,
+        info: &ObjectInfo,
+        layout: &Layout,
+        limits: &MultipartLimits,
+        options: &PutOptions,
+        journal: &mut Journal<'_>,
+    ) -> Result<(UploadId, BTreeMap<u32, Part>)> {
+        let retry = self.settings.retry;
+        let source = SourceVersion::of(&info.entry);
+        let now = self.env.now();
+        let known = journal.record().upload.clone();
+        let mut record = journal.next(Status::Started, now);
+        record.source = Some(source.clone());
+        record.destination = None;
+        record.uploads_since = record.uploads_since.or(Some(now));
+        if let Some(UploadRecord { id: Some(id), part_size, source: of }) = &known {
+            let same = limits.list_parts && *part_size == layout.plan.part_size && *of == source;
+            if same {
+                // Taking the record over stops an earlier owner at its next write (T10).
+                journal.save(record.clone(), &retry, &self.env).await?;
+                if let Some(have) = self.resumable(key, id, layout, journal).await? {
+                    tracing::info!(%key, upload = id.as_str(), parts = have.len(), of = layout.plan.count(), "resuming upload");
+                    return Ok((id.clone(), have));
+                }
+                record = journal.next(Status::Started, now);
+            }
+        }
+        // T2: anything else is thrown away, after the record says that nobody may continue it.
+        record.upload = Some(UploadRecord { id: None, part_size: layout.plan.part_size, source: source.clone() });
+        journal.save(record, &retry, &self.env).await?;
+        if let Some(id) = known.and_then(|u| u.id) {
+            self.abort(key, &id).await?;
+            journal.forget_parts(&id, &retry, &self.env).await?;
+        }
+        let mut options = options.clone();
+        options.checksum =
+            layout.algorithms.iter().find(|a| a.combines()).map(|a| Checksum { algorithm: *a, value: Vec::new() });
+        let id = retry
+            .run(&*self.env, || async {
+                let permit = self.sink_permit().await;
+                note(&permit, self.sink.create_upload(key, &options).await)
+            })
+            .await?;
+        let mut record = journal.next(Status::Started, now);
+        record.upload = Some(UploadRecord { id: Some(id.clone()), part_size: layout.plan.part_size, source });
+        if let Err(error) = journal.save(record, &retry, &self.env).await {
+            // Nobody knows this id but us.
+            self.abort(key, &id).await?;
+            return Err(error);
+        }
+        Ok((id, BTreeMap::new()))
+    }
+
+    /// Parts that both the store and our state hold, alike; `None` when the upload ended.
+    async fn resumable(
+        &self,
+        key: &ObjectKey,
+        id: &UploadId,
+        layout: &Layout,
+        journal: &Journal<'_>,
+    ) -> Result<Option<BTreeMap<u32, Part>>> {
+        let retry = self.settings.retry;
+        let recorded = journal.parts(id, &retry, &self.env).await?;
+        let listed = match retry.run(&*self.env, || self.sink.list_parts(key, id)).await {
+            Ok(parts) => parts,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let count = layout.plan.count();
+        let held: BTreeMap<u32, Part> = listed.into_iter().map(|p| (p.number, p)).collect();
+        Ok(Some(
+            recorded
+                .into_iter()
+                .filter(|p| p.number >= 1 && p.number <= count)
+                .filter(|p| {
+                    let range = layout.plan.range(p.number);
+                    let complete = layout.judge.is_none_or(|a| p.checksum.as_ref().is_some_and(|c| c.algorithm == a));
+                    p.size == range.end - range.start
+                        && complete
+                        && held.get(&p.number).is_some_and(|h| h.etag == p.etag && h.size == p.size)
+                })
+                .map(|p| (p.number, p))
+                .collect(),
+        ))
+    }
+
+    /// Brings all parts in, several at a time. Answers each with the checksum taken on its way.
+    #[expect(clippy::too_many_arguments, reason = "the facts of one upload, all of them")]
+    async fn fill(
+        &self,
+        job: &Job,
+        key: &ObjectKey,
+        info: &ObjectInfo,
+        layout: &Layout,
+        upload: &UploadId,
+        have: BTreeMap<u32, Part>,
+        from: &From<'_>,
+        journal: &Journal<'_>,
+    ) -> Result<Vec<(Part, Option<Checksum>)>> {
+        let missing = layout.plan.parts().filter(|(number, _)| !have.contains_key(number));
+        let mut done: Vec<(Part, Option<Checksum>)> = have.values().map(|p| (p.clone(), p.checksum.clone())).collect();
+        if let From::Body { first } = from
+            && have.contains_key(&1)
+        {
+            first.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        }
+        let mut running = stream::iter(missing)
+            .map(|(number, range)| async move {
+                let part = self.part(job, key, info, layout, upload, number, range, from).await?;
+                // What is remembered can be combined after a resume.
+                let sum = part.1.clone();
+                let remembered = Part { checksum: sum.clone(), ..part.0 };
+                journal.save_part(upload, remembered.clone(), &self.settings.retry, &self.env).await?;
+                Ok::<_, Error>((remembered, sum))
+            })
+            .buffer_unordered(self.settings.parts_in_flight.max(1));
+        while let Some(part) = running.next().await {
+            done.push(part?);
+        }
+        done.sort_by_key(|(part, _)| part.number);
+        Ok(done)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the facts of one part, all of them")]
+    async fn part(
+        &self,
+        job: &Job,
+        key: &ObjectKey,
+        info: &ObjectInfo,
+        layout: &Layout,
+        upload: &UploadId,
+        number: u32,
+        range: Range<u64>,
+        from: &From<'_>,
+    ) -> Result<(Part, Option<Checksum>)> {
+        let mut tried = 0;
+        loop {
+            tried += 1;
+            let answer = match from {
+                From::Inside(origin) => {
+                    let etag = info.entry.etag.clone().unwrap_or_else(|| ETag::new(""));
+                    let permit = self.sink_permit().await;
+                    note(&permit, self.sink.copy_part(origin, &etag, range.clone(), key, upload, number).await).map(|p| (p, None))
+                }
+                From::Body { first } => {
+                    let ready = first.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take_if(|_| number == 1);
+                    self.stream_part(job, key, info, layout, upload, number, &range, ready).await
+                }
+            };
+            let error = match answer {
+                Ok(part) => return Ok(part),
+                Err(error) => error,
+            };
+            if error.kind() == ErrorKind::Precondition {
+                return Err(error);
+            }
+            let Some(pause) = self.settings.retry.pause(&error, tried, &*self.env) else { return Err(error) };
+            tracing::debug!(%key, number, error = %error.chain(), tried, "reading a part again");
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the facts of one part, all of them")]
+    async fn stream_part(
+        &self,
+        job: &Job,
+        key: &ObjectKey,
+        info: &ObjectInfo,
+        layout: &Layout,
+        upload: &UploadId,
+        number: u32,
+        range: &Range<u64>,
+        ready: Option<(Range<u64>, ByteStream, AdaptivePermit)>,
+    ) -> Result<(Part, Option<Checksum>)> {
+        let len = range.end - range.start;
+        let (body, permit) = match ready.filter(|(of, _, _)| of == range) {
+            Some((_, body, permit)) => (body, permit),
+            None => {
+                let options = ReadOptions {
+                    range: ReadRange::Bytes(range.clone()),
+                    if_match: info.entry.etag.clone(),
+                    version: info.entry.version.clone(),
+                };
+                let (read, permit) = self.read(&job.key, &options).await?;
+                if read.range != *range || read.info.entry.size != info.entry.size {
+                    return Err(Error::new(ErrorKind::Corrupt, Op::Read, job.key.to_string())
+                        .with_source(format!("asked for bytes {range:?}, answered {:?}", read.range)));
+                }
+                (read.body, permit)
+            }
+        };
+        let _bytes = self.budget.acquire(STREAM_WINDOW.min(len)).await;
+        let (stream, seen) = tee(body, len, &layout.algorithms, self.bytes.clone());
+        let answer = {
+            let sink = self.sink_permit().await;
+            note(&sink, self.sink.put_part(key, upload, number, Body::Stream { len, stream }, None).await)
+        };
+        drop(permit);
+        let part = match answer {
+            Ok(part) => part,
+            Err(error) => return Err(seen.broken().unwrap_or(error)),
+        };
+        let md5 = seen.sum(Algorithm::Md5).and_then(|c| self.etag_from(Some(&c)));
+        let other_sum = part.checksum.as_ref().is_some_and(|stored| seen.sum(stored.algorithm).is_some_and(|sent| sent != *stored));
+        if part.size != len || md5.is_some_and(|md5| md5 != part.etag) || other_sum {
+            return Err(Error::new(ErrorKind::Corrupt, Op::PutPart, self.name_of(key))
+                .with_source(format!("the destination stored other bytes of part {number} than were sent")));
+        }
+        let sum = layout.judge.and_then(|a| seen.sum(a));
+        Ok((part, sum))
+    }
+
+    /// Judges the whole before anything becomes visible.
+    fn judge_parts(&self, info: &ObjectInfo, layout: &Layout, parts: &[(Part, Option<Checksum>)]) -> Result<(Expected, Verified)> {
+        let size = info.entry.size.unwrap_or(0);
+        let stored = parts.iter().map(|(p, _)| p.etag.as_md5()).collect::<Option<Vec<_>>>().map(|md5s| ETag::of_parts(&md5s));
+        let etag = stored.filter(|_| self.sink.index_capability().etag == EtagKind::Md5);
+        if layout.parity || layout.judge == Some(Algorithm::Md5) {
+            if parts_etag(layout, parts) != info.entry.etag {
+                return Err(corrupt(info));
+            }
+            return Ok((Expected { size, etag, checksum: None }, Verified::Source(Algorithm::Md5)));
+        }
+        let mut whole: Option<Checksum> = None;
+        for (part, sum) in parts {
+            whole = match (whole, sum) {
+                (None, Some(sum)) if part.number == 1 => Some(sum.clone()),
+                (Some(whole), Some(sum)) => whole.combine(sum, part.size),
+                _ => None,
+            };
+        }
+        let offered = info.checksum.as_ref().filter(|c| whole.as_ref().is_some_and(|w| w.algorithm == c.algorithm));
+        let verified = match (offered, &whole) {
+            (Some(offered), Some(whole)) if offered != whole => return Err(corrupt(info)),
+            (Some(offered), _) => Verified::Source(offered.algorithm),
+            (None, Some(whole)) => Verified::Transport(whole.algorithm),
+            (None, None) => Verified::Transport(Algorithm::Md5),
+        };
+        Ok((Expected { size, etag, checksum: whole }, verified))
+    }
+
+    /// Completes; looks before repeating (T9).
+    async fn complete(
+        &self,
+        key: &ObjectKey,
+        upload: &UploadId,
+        parts: &[Part],
+        options: &PutOptions,
+        expected: &Expected,
+    ) -> Result<Published> {
+        let call = || async {
+            match self.sink.complete_upload(key, upload, parts, options).await {
+                // The upload ended: by an earlier call of ours whose answer was lost, or by another worker.
+                Err(error) if error.kind() == ErrorKind::NotFound => Err(Error::new(ErrorKind::Conflict, Op::CompleteUpload, self.name_of(key))
+                    .with_source(error)),
+                Ok(Written { etag, version, checksum }) => Ok(Written { etag, version, checksum }),
+                Err(error) => Err(error),
+            }
+        };
+        self.publish(key, expected, call).await
+    }
+
+    async fn abort(&self, key: &ObjectKey, upload: &UploadId) -> Result<()> {
+        let aborted = self.settings.retry.run(&*self.env, || self.sink.abort_upload(key, upload)).await;
+        match aborted {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Strikes the upload from the record first, so that nobody continues it, then aborts it.
+    pub(super) async fn drop_upload(&self, job: &Job, journal: &mut Journal<'_>) -> Result<()> {
+        let Some(upload) = journal.record().upload.clone() else { return Ok(()) };
+        let record = Record { upload: None, ..journal.next(Status::Started, self.env.now()) };
+        journal.save(record, &self.settings.retry, &self.env).await?;
+        if let Some(id) = upload.id {
+            self.abort(&self.keys.to_destination(&job.key), &id).await?;
+            journal.forget_parts(&id, &self.settings.retry, &self.env).await?;
+        }
+        Ok(())
+    }
+
+    async fn forget_upload(&self, upload: &UploadId, journal: &mut Journal<'_>) -> Result<()> {
+        let record = Record { upload: None, ..journal.next(Status::Started, self.env.now()) };
+        journal.save(record, &self.settings.retry, &self.env).await?;
+        journal.forget_parts(upload, &self.settings.retry, &self.env).await
+    }
+
+    /// Throws away what a job that is given up has begun.
+    pub async fn abandon(&self, job: &Job, journal: &mut Journal<'_>) -> Result<()> {
+        self.drop_upload(job, journal).await
+    }
+}
+
+/// The etag that the parts would have together: as the sink names them, or as they were read.
+fn parts_etag(layout: &Layout, parts: &[(Part, Option<Checksum>)]) -> Option<ETag> {
+    let md5 = |(part, sum): &(Part, Option<Checksum>)| {
+        if layout.parity { part.etag.as_md5() } else { sum.as_ref()?.value.as_slice().try_into().ok() }
+    };
+    parts.iter().map(md5).collect::<Option<Vec<_>>>().map(|md5s| ETag::of_parts(&md5s))
+}

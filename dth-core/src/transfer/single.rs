@@ -1,0 +1,124 @@
+//! Objects that are written by one request: held in memory, or streamed when their checksum is known beforehand.
+
+use super::{
+    Attempt, Journal, Transfer,
+    check::{Expected, corrupt},
+    note,
+    publish::Published,
+    tee::{gather, tee},
+};
+use crate::{
+    checksum::Algorithm,
+    error::Result,
+    job::Job,
+    limit::AdaptivePermit,
+    object::{ObjectInfo, ObjectKey},
+    sink::{Body, Condition},
+    source::Read,
+    state::Verified,
+};
+
+/// Bytes that one streamed body has in buffers: ours, the HTTP client's and the TLS layer's.
+pub(super) const STREAM_WINDOW: u64 = 512 << 10;
+
+impl Transfer {
+    /// One GET, one PUT: the bytes are verified before they leave.
+    pub(super) async fn single(
+        &self,
+        _job: &Job,
+        key: &ObjectKey,
+        held: &Condition,
+        read: Read,
+        permit: AdaptivePermit,
+        journal: &mut Journal<'_>,
+    ) -> Result<Attempt> {
+        let Read { info, range, body } = read;
+        let size = range.end - range.start;
+        let _bytes = self.budget.acquire(size).await;
+        let chunks = gather(body, size, self.bytes.as_ref()).await?;
+        drop(permit);
+        let check = self.check_held(&info, &chunks)?;
+        let mut options = self.put_options(&info, journal).await?;
+        options.condition = self.effective(held);
+        options.checksum = check.checksum;
+        let published = self.publish(key, &check.expected, || self.sink.put(key, Body::Bytes(chunks.clone()), &options)).await?;
+        self.ended(key, &info, check.expected, check.verified, published, journal).await
+    }
+
+    /// Whether an object can be streamed into one PUT that the sink verifies as a whole.
+    pub(super) fn streams_whole(&self, info: &ObjectInfo, size: u64) -> bool {
+        let capability = self.sink.sink_capability();
+        let parity = info.entry.etag.as_ref().and_then(crate::object::ETag::part_count).is_none_or(|n| n == 1) || !self.settings.etag_parity;
+        let single = size <= self.settings.single_max.min(capability.max_put) && parity && self.known_sum(info).is_some();
+        // Without parts there is no other way; the answer is checked afterwards.
+        single || (capability.multipart.is_none() && size <= capability.max_put)
+    }
+
+    /// One GET streamed into one PUT, never held whole; the sink refuses bytes of another checksum.
+    pub(super) async fn streamed(
+        &self,
+        _job: &Job,
+        key: &ObjectKey,
+        held: &Condition,
+        read: Read,
+        permit: AdaptivePermit,
+        journal: &mut Journal<'_>,
+    ) -> Result<Attempt> {
+        let Read { info, range, body } = read;
+        let size = range.end - range.start;
+        let sum = self.known_sum(&info);
+        let algorithms: &[Algorithm] = if sum.is_some() { &[] } else { &[Algorithm::Md5, Algorithm::Crc64Nvme] };
+        let mut options = self.put_options(&info, journal).await?;
+        options.condition = self.effective(held);
+        options.checksum.clone_from(&sum);
+        let _bytes = self.budget.acquire(STREAM_WINDOW.min(size)).await;
+        let (stream, seen) = tee(body, size, algorithms, self.bytes.clone());
+        let answer = {
+            let sink = self.sink_permit().await;
+            note(&sink, self.sink.put(key, Body::Stream { len: size, stream }, &options).await)
+        };
+        drop(permit);
+        let md5 = self.source_md5(&info).or_else(|| seen.sum(Algorithm::Md5));
+        let checksum = info.checksum.clone().or_else(|| seen.sum(Algorithm::Crc64Nvme));
+        let expected = Expected { size, etag: self.etag_from(md5.as_ref()), checksum };
+        let verified = match &sum {
+            Some(sum) => Verified::Source(sum.algorithm),
+            None => Verified::Transport(Algorithm::Crc64Nvme),
+        };
+        let published = match answer {
+            Ok(written) => {
+                if let (Some(offered), Some(taken)) = (&info.checksum, seen.sum(Algorithm::Crc64Nvme))
+                    && offered.algorithm == taken.algorithm
+                    && *offered != taken
+                {
+                    return Err(corrupt(&info));
+                }
+                self.believe(key, &expected, written).await?
+            }
+            Err(error) => match self.judge(key, &expected, &error).await? {
+                Some(published) => published,
+                // The cause is what the source did, when it did something.
+                None => return Err(seen.broken().unwrap_or(error)),
+            },
+        };
+        self.ended(key, &info, expected, verified, published, journal).await
+    }
+
+    /// What a publication comes to for the job.
+    pub(super) async fn ended(
+        &self,
+        key: &ObjectKey,
+        info: &ObjectInfo,
+        expected: Expected,
+        verified: Verified,
+        published: Published,
+        journal: &Journal<'_>,
+    ) -> Result<Attempt> {
+        match published {
+            Published::Ours(etag) if self.look_after(key, &expected, journal.is_redelivery()).await? => {
+                Ok(Attempt::Ended(Box::new(self.done(journal, &info.entry, etag, expected.checksum, verified))))
+            }
+            Published::Ours(_) | Published::Changed => Ok(Attempt::Changed),
+        }
+    }
+}

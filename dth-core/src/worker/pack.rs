@@ -1,0 +1,292 @@
+//! One delivery of a pack, from claim to acknowledgement.
+
+use super::{Inner, lease};
+use crate::{
+    error::{Error, ErrorKind, Op, Result},
+    events::Event,
+    job::{Job, Pack},
+    queue::{Delivery, Message},
+    state::{Claim, Committed, JobEnd, Record, RecordWrite, RunId, Status, WriteResult},
+    transfer::{Ended, Journal, is_same},
+};
+use futures_util::{FutureExt, StreamExt, stream};
+use std::{collections::VecDeque, panic::AssertUnwindSafe, time::Duration};
+use tokio_util::sync::CancellationToken;
+
+/// Deliveries after which a pack is taken apart, so that one poisonous job cannot take its neighbours along.
+const SPLIT_AFTER: u32 = 3;
+
+/// What is to be done with the message itself.
+enum Close {
+    Ack,
+    /// Give it back.
+    Release(Duration),
+    /// Give it up.
+    Dead(String),
+    /// Somebody else has it now: leave it alone.
+    Leave,
+}
+
+/// How one job of the pack went.
+enum Went {
+    Ended(Box<Ended>),
+    Again(Error),
+    /// Not begun, because the worker drains.
+    NotBegun,
+}
+
+impl Inner {
+    pub(super) async fn handle(&self, delivery: Delivery, lease: Duration, stop: &CancellationToken) {
+        let work = self.work(&delivery, stop);
+        let close = tokio::select! {
+            biased;
+            close = work => close,
+            () = lease::keep(&*self.queue, &delivery.receipt, lease) => {
+                tracing::warn!("the lease of a message was lost; another worker goes on with it");
+                metrics::counter!("dth_leases_lost_total").increment(1);
+                return;
+            }
+        };
+        let close = close.unwrap_or_else(|error| {
+            tracing::warn!(error = %error.chain(), "message goes back to the queue");
+            Close::Release(self.delay(delivery.receives))
+        });
+        let retry = self.settings.transfer.retry;
+        let closed = match close {
+            Close::Leave => Ok(()),
+            Close::Ack => retry.run(&*self.env, || self.queue.ack(&delivery.receipt)).await,
+            Close::Release(delay) => retry.run(&*self.env, || self.queue.release(&delivery.receipt, delay)).await,
+            Close::Dead(reason) => {
+                tracing::error!(%reason, "dead letter");
+                metrics::counter!("dth_dead_letters_total").increment(1);
+                retry.run(&*self.env, || self.queue.dead_letter(&delivery, &reason)).await
+            }
+        };
+        if let Err(error) = closed {
+            // The lease ends by itself; the work is recorded, so that the next delivery finds nothing to do.
+            tracing::warn!(error = %error.chain(), "could not close a message");
+        }
+    }
+
+    async fn work(&self, delivery: &Delivery, stop: &CancellationToken) -> Result<Close> {
+        let pack = match Pack::parse(&delivery.body, &*self.env) {
+            Ok(pack) => pack,
+            // Q4, E3: a message that nobody can read is given up with the reason.
+            Err(error) => return Ok(Close::Dead(error.chain())),
+        };
+        if let Some(run) = &pack.run
+            && self.is_cancelled(run).await
+        {
+            return Ok(Close::Ack);
+        }
+        if let Some(stray) = pack.jobs.iter().find(|j| !j.key.as_str().starts_with(&self.settings.prefix)) {
+            // E5: the event filter is wider than the task.
+            return Ok(Close::Dead(format!("key `{}` does not begin with the task's prefix `{}`", stray.key, self.settings.prefix)));
+        }
+        let retry = self.settings.transfer.retry;
+        let asked: Vec<_> = pack.jobs.iter().enumerate().map(|(i, j)| (j.key.clone(), pack.origin(i))).collect();
+        let incarnation = self.env.random() >> 1;
+        let claim = retry.run(&*self.env, || self.state.claim(&pack.id, incarnation, &asked)).await?;
+        let open: Vec<usize> = (0..pack.jobs.len()).filter(|i| !claim.ended[*i]).collect();
+        if let ([_], []) = (pack.jobs.as_slice(), open.as_slice()) {
+            return Ok(closing(claim.records[0].as_ref()));
+        }
+        if open.is_empty() {
+            return Ok(Close::Ack);
+        }
+        if pack.jobs.len() > 1 && delivery.receives >= SPLIT_AFTER {
+            let singles = open.iter().map(|i| again(&pack, *i, pack.jobs[*i].attempts + delivery.receives - 1)).collect();
+            return Ok(if self.resend(singles, Duration::ZERO).await? { Close::Ack } else { Close::Leave });
+        }
+        self.jobs(&pack, &claim, &open, delivery, stop).await
+    }
+
+    async fn jobs(&self, pack: &Pack, claim: &Claim, open: &[usize], delivery: &Delivery, stop: &CancellationToken) -> Result<Close> {
+        let mut running = stream::iter(open.iter().copied())
+            .map(|index| async move { (index, self.job(pack, claim, index, delivery, stop).await) })
+            .buffer_unordered(self.settings.jobs_per_pack);
+        let mut pending: Vec<(usize, Ended)> = Vec::new();
+        let mut failed: Vec<(usize, Error)> = Vec::new();
+        let mut not_begun = false;
+        let mut last = None;
+        while let Some((index, went)) = running.next().await {
+            match went {
+                Went::Ended(ended) => pending.push((index, *ended)),
+                Went::Again(error) => failed.push((index, error)),
+                Went::NotBegun => not_begun = true,
+            }
+            if pending.len() >= self.settings.commit_batch
+                && !self.commit(pack, claim, std::mem::take(&mut pending), &mut failed, &mut last).await?
+            {
+                return Ok(Close::Leave);
+            }
+        }
+        if !self.commit(pack, claim, pending, &mut failed, &mut last).await? {
+            return Ok(Close::Leave);
+        }
+        if pack.jobs.len() == 1 {
+            return Ok(match failed.pop() {
+                Some(_) => Close::Release(self.delay(pack.jobs[0].attempts + delivery.receives)),
+                None if not_begun => Close::Release(Duration::ZERO),
+                None => closing(last.as_ref()),
+            });
+        }
+        if !failed.is_empty() {
+            // Those that failed leave the pack as messages of their own, before it is acknowledged.
+            let attempts = |i: usize| pack.jobs[i].attempts + delivery.receives;
+            let longest = failed.iter().map(|(i, _)| attempts(*i)).max().unwrap_or(1);
+            let singles = failed.iter().map(|(i, _)| again(pack, *i, attempts(*i))).collect();
+            if !self.resend(singles, self.delay(longest)).await? {
+                return Ok(Close::Leave);
+            }
+        }
+        Ok(if not_begun { Close::Release(Duration::ZERO) } else { Close::Ack })
+    }
+
+    /// Does one job; a panic is a failure of this job alone.
+    async fn job(&self, pack: &Pack, claim: &Claim, index: usize, delivery: &Delivery, stop: &CancellationToken) -> Went {
+        if stop.is_cancelled() {
+            return Went::NotBegun;
+        }
+        let job = &pack.jobs[index];
+        let attempts = job.attempts + delivery.receives;
+        let run = pack.run.clone().unwrap_or_else(|| RunId::new("events"));
+        let known = claim.records[index].clone();
+        let mut journal = Journal::new(&*self.state, &claim.fence, run, &job.key, known, attempts, self.env.now());
+        let alone = pack.jobs.len() == 1;
+        if alone && attempts > self.settings.max_attempts {
+            let error = Error::new(ErrorKind::Internal, Op::Transfer, job.key.to_string())
+                .with_source(format!("{} deliveries ended without an answer: the worker died or hung each time", attempts - 1));
+            return self.give_up(job, &mut journal, error).await;
+        }
+        let done = AssertUnwindSafe(self.transfer.run(job, &mut journal)).catch_unwind().await;
+        let error = match done {
+            Ok(Ok(ended)) => return Went::Ended(Box::new(ended)),
+            Ok(Err(error)) => error,
+            Err(panic) => Error::new(ErrorKind::Internal, Op::Transfer, job.key.to_string()).with_source(panic_text(&*panic)),
+        };
+        self.events.emit(|| Event::Again { key: job.key.clone(), cause: error.chain() });
+        tracing::warn!(key = %job.key, error = %error.chain(), attempts, "job failed");
+        let last = !error.is_retryable() || attempts >= self.settings.max_attempts;
+        if alone && last { self.give_up(job, &mut journal, error).await } else { Went::Again(error) }
+    }
+
+    async fn give_up(&self, job: &Job, journal: &mut Journal<'_>, error: Error) -> Went {
+        match self.transfer.abandon(job, journal).await {
+            Ok(()) => Went::Ended(Box::new(self.transfer.failed(job, &error, journal))),
+            Err(error) => Went::Again(error),
+        }
+    }
+
+    /// Makes results durable. `false` when a later delivery has taken the pack over: this one must stop without harm.
+    async fn commit(
+        &self,
+        pack: &Pack,
+        claim: &Claim,
+        ended: Vec<(usize, Ended)>,
+        failed: &mut Vec<(usize, Error)>,
+        last: &mut Option<Record>,
+    ) -> Result<bool> {
+        let retry = self.settings.transfer.retry;
+        let mut open: VecDeque<(usize, Ended)> = ended.into();
+        for round in 0.. {
+            if open.is_empty() && (round > 0 || failed.is_empty()) {
+                break;
+            }
+            let writes: Vec<RecordWrite> = open
+                .iter()
+                .map(|(index, ended)| RecordWrite {
+                    record: ended.record.clone(),
+                    end: Some(JobEnd { origin: pack.origin(*index), outcome: ended.outcome, bytes: ended.bytes }),
+                })
+                .collect();
+            let results = match retry.run(&*self.env, || self.state.commit(&claim.fence, &writes)).await? {
+                Committed::Fenced => return Ok(false),
+                Committed::Written(results) => results,
+            };
+            let mut next = VecDeque::new();
+            for ((index, mut done), result) in open.into_iter().zip(results) {
+                match result {
+                    WriteResult::Applied(_) => self.tell(pack, index, &done),
+                    // Our own write, whose answer was lost.
+                    WriteResult::Conflict(Some(stored)) if is_same(&stored, &done.record) => self.tell(pack, index, &done),
+                    // Another job found the same: count ours over it.
+                    WriteResult::Conflict(Some(stored)) if says_the_same(&stored, &done.record) && round < 3 => {
+                        done.record.version = stored.version;
+                        // What the sweep must know does not get lost with the overwritten record.
+                        done.record.uploads_since = stored.uploads_since.or(done.record.uploads_since);
+                        next.push_back((index, done));
+                        continue;
+                    }
+                    WriteResult::Conflict(_) => {
+                        let error = Error::new(ErrorKind::Conflict, Op::SaveState, done.record.key.to_string());
+                        failed.push((index, error.with_source("another job wrote the record of this key")));
+                        continue;
+                    }
+                }
+                *last = Some(done.record);
+            }
+            open = next;
+        }
+        Ok(true)
+    }
+
+    fn tell(&self, pack: &Pack, index: usize, ended: &Ended) {
+        let label = ended.outcome.label();
+        metrics::counter!("dth_objects_total", "outcome" => label.clone()).increment(1);
+        metrics::counter!("dth_bytes_total", "outcome" => label).increment(ended.bytes);
+        self.events.emit(|| Event::Ended { key: pack.jobs[index].key.clone(), outcome: ended.outcome, bytes: ended.bytes });
+    }
+
+    /// Sends jobs as messages of their own; `false` when some could not be sent.
+    async fn resend(&self, packs: Vec<(Job, Option<RunId>)>, delay: Duration) -> Result<bool> {
+        let mut open: Vec<Message> = packs
+            .into_iter()
+            .map(|(job, run)| Message { body: Pack::new(&*self.env, run, vec![job]).to_body(), delay })
+            .collect();
+        let retry = self.settings.transfer.retry;
+        for tried in 1..=retry.tries {
+            // F3: a failed entry is sent again, the others are not.
+            let results = retry.run(&*self.env, || self.queue.send(&open)).await?;
+            open = open.into_iter().zip(results).filter(|(_, sent)| sent.is_err()).map(|(message, _)| message).collect();
+            if open.is_empty() {
+                return Ok(true);
+            }
+            tokio::time::sleep(retry.jittered(tried, &*self.env)).await;
+        }
+        Ok(false)
+    }
+
+    /// The pause before the next try of a job.
+    fn delay(&self, attempts: u32) -> Duration {
+        let cap = self.settings.max_delay_seconds.saturating_mul(1000).max(1);
+        let most = 1000u64.saturating_mul(1 << attempts.min(16)).min(cap);
+        Duration::from_millis(most / 2 + crate::env::random_below(&*self.env, most / 2 + 1))
+    }
+}
+
+/// How a message of a single job is closed, by the record of its end.
+fn closing(record: Option<&Record>) -> Close {
+    match record.filter(|r| r.status == Status::Failed).and_then(|r| r.failure.as_ref()) {
+        Some(failure) => Close::Dead(failure.text.clone()),
+        None => Close::Ack,
+    }
+}
+
+/// A job of a pack, on its own.
+fn again(pack: &Pack, index: usize, attempts: u32) -> (Job, Option<RunId>) {
+    (Job { attempts, origin: pack.origin(index), ..pack.jobs[index].clone() }, pack.run.clone())
+}
+
+/// Two records that state the same fact, whoever found it.
+fn says_the_same(stored: &Record, ours: &Record) -> bool {
+    stored.status == ours.status
+        && stored.source == ours.source
+        && stored.destination == ours.destination
+        && matches!(ours.status, Status::Done | Status::Cancelled | Status::Deleted | Status::Skipped)
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(ToString::to_string).or_else(|| panic.downcast_ref::<String>().cloned());
+    format!("panic: {}", text.unwrap_or_else(|| "without a message".into()))
+}

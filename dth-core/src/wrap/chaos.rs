@@ -1,0 +1,451 @@
+//! Any backend, with faults: errors before and after the effect, latency, late effects of requests given up, truncated and
+//! flipped bytes, frozen callers. All chance comes from one seed.
+
+use crate::{
+    checksum::Checksum,
+    env::{Env, random_below},
+    error::{Error, ErrorKind, Op, Result, Retry},
+    index::{Index, IndexCapability, ListPage, ListRequest},
+    object::{Entry, ObjectInfo, ObjectKey, Tags, VersionId},
+    queue::{DeadLetter, Delivery, Depth, Message, Queue, QueueCapability, Receipt},
+    scope::TaskScope,
+    sink::{Body, Condition, OpenUpload, Part, PutOptions, Sink, SinkCapability, UploadId, Written},
+    source::{CopyOrigin, Read, ReadOptions, Source, SourceCapability},
+    state::{
+        Advance, Claim, Committed, Fence, Origin, OutboxPack, PackId, Record, RecordQuery, RecordWrite, Run, RunId, RunState, Shard,
+        StateStore,
+    },
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use jiff::Timestamp;
+use std::{
+    collections::BTreeMap,
+    fmt,
+    future::Future,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+use tokio::time::{Instant, sleep, sleep_until};
+
+/// Chances out of 1,000 for each call.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// Fails without effect.
+    pub before: u64,
+    /// Takes effect, and the answer is lost.
+    pub after: u64,
+    /// Fails now, takes effect up to a minute later.
+    pub late: u64,
+    /// Takes up to two minutes.
+    pub spike: u64,
+    /// A read ends early.
+    pub truncate: u64,
+    /// A read has a wrong bit.
+    pub flip: u64,
+    /// An entry of a batch is refused.
+    pub entry: u64,
+    /// A message is delivered twice.
+    pub duplicate: u64,
+    /// Ordinary latency in milliseconds, at most.
+    pub latency: u64,
+}
+
+/// Where faults come from, shared by all wrappers of a simulation.
+#[derive(Debug)]
+pub struct Weather {
+    env: Arc<dyn Env>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    faults: Faults,
+    frozen: BTreeMap<u32, Instant>,
+    injected: BTreeMap<&'static str, u64>,
+    late: TaskScope,
+    trace: u64,
+    calls: u64,
+}
+
+impl Weather {
+    /// Weather from this environment's randomness.
+    pub fn new(env: Arc<dyn Env>, faults: Faults) -> Self {
+        Self { env, state: Mutex::new(State { faults, ..State::default() }) }
+    }
+
+    /// Changes the faults; `Faults::default()` heals everything.
+    pub fn set(&self, faults: Faults) {
+        let mut state = self.lock();
+        state.faults = faults;
+        if faults == Faults::default() {
+            state.frozen.clear();
+        }
+    }
+
+    /// Stops an actor for a while: its calls wait.
+    pub fn freeze(&self, actor: u32, time: Duration) {
+        let mut state = self.lock();
+        state.frozen.insert(actor, Instant::now() + time);
+        *state.injected.entry("freeze").or_default() += 1;
+    }
+
+    /// Notes that something happened, for the counters of a simulation.
+    pub fn note(&self, what: &'static str) {
+        *self.lock().injected.entry(what).or_default() += 1;
+    }
+
+    /// What was injected, by kind.
+    pub fn injected(&self) -> BTreeMap<&'static str, u64> {
+        self.lock().injected.clone()
+    }
+
+    /// A hash over the order and kind of all calls: equal seeds must give equal traces.
+    pub fn trace(&self) -> (u64, u64) {
+        let state = self.lock();
+        (state.trace, state.calls)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn strikes(&self, chance: impl Fn(&Faults) -> u64, what: &'static str) -> bool {
+        let chance = chance(&self.lock().faults);
+        let strikes = chance > 0 && random_below(&*self.env, 1000) < chance;
+        if strikes {
+            self.note(what);
+        }
+        strikes
+    }
+
+    async fn travel(&self) {
+        let most = self.lock().faults.latency;
+        if most > 0 {
+            sleep(Duration::from_millis(1 + random_below(&*self.env, most))).await;
+        }
+    }
+
+    async fn call<T, F>(&self, actor: u32, op: Op, effect: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let frozen = self.lock().frozen.get(&actor).copied();
+        if let Some(until) = frozen {
+            sleep_until(until).await;
+        }
+        self.travel().await;
+        if self.strikes(|f| f.spike, "spike") {
+            sleep(Duration::from_millis(random_below(&*self.env, 120_000))).await;
+        }
+        {
+            let mut state = self.lock();
+            state.calls += 1;
+            state.trace = (state.trace.rotate_left(5) ^ (op as u64 + 1 + (u64::from(actor) << 8))).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        }
+        let lost = |applied| Error::new(ErrorKind::Unavailable, op, "chaos").with_maybe_applied(applied).with_retry(Retry::Backoff);
+        if self.strikes(|f| f.before, "error before") {
+            let kind = if random_below(&*self.env, 2) == 0 { ErrorKind::Throttled } else { ErrorKind::Unavailable };
+            return Err(Error::new(kind, op, "chaos"));
+        }
+        if self.strikes(|f| f.late, "late effect") {
+            let delay = Duration::from_millis(random_below(&*self.env, 60_000));
+            self.lock().late.spawn(async move {
+                sleep(delay).await;
+                let _ = effect.await;
+            });
+            return Err(lost(true));
+        }
+        let answer = effect.await;
+        self.travel().await;
+        if answer.is_ok() && self.strikes(|f| f.after, "answer lost") {
+            return Err(lost(true));
+        }
+        answer
+    }
+}
+
+/// A backend as one actor sees it in this weather.
+pub struct Chaos<T: ?Sized> {
+    inner: Arc<T>,
+    weather: Arc<Weather>,
+    actor: u32,
+}
+
+impl<T: ?Sized> Chaos<T> {
+    /// Wraps a backend.
+    pub fn new(inner: Arc<T>, weather: Arc<Weather>, actor: u32) -> Self {
+        Self { inner, weather, actor }
+    }
+}
+
+impl<T: ?Sized + fmt::Debug> fmt::Debug for Chaos<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Chaos").field(&self.inner).finish()
+    }
+}
+
+/// Runs a method of the wrapped backend on owned arguments, so that it can take effect after its caller is gone.
+macro_rules! pass {
+    ($self:ident, $op:ident, |$inner:ident| $effect:expr) => {{
+        let $inner = Arc::clone(&$self.inner);
+        $self.weather.call($self.actor, Op::$op, async move { $effect.await }).await
+    }};
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl<T: Index + ?Sized> Index for Chaos<T> {
+    fn name(&self) -> String {
+        self.inner.name()
+    }
+    fn index_capability(&self) -> IndexCapability {
+        self.inner.index_capability()
+    }
+    async fn list(&self, request: &ListRequest) -> Result<ListPage> {
+        let request = request.clone();
+        pass!(self, List, |inner| inner.list(&request))
+    }
+    async fn head(&self, key: &ObjectKey, version: Option<&VersionId>) -> Result<ObjectInfo> {
+        let (key, version) = (key.clone(), version.cloned());
+        pass!(self, Head, |inner| inner.head(&key, version.as_ref()))
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl<T: Source + ?Sized> Source for Chaos<T> {
+    fn source_capability(&self) -> SourceCapability {
+        self.inner.source_capability()
+    }
+    async fn read(&self, key: &ObjectKey, options: &ReadOptions) -> Result<Read> {
+        let (key, options) = (key.clone(), options.clone());
+        let mut read: Read = pass!(self, Read, |inner| inner.read(&key, &options))?;
+        let len = read.range.end - read.range.start;
+        if len > 0 && self.weather.strikes(|f| f.truncate, "body truncated") {
+            let keep = random_below(&*self.weather.env, len) as usize;
+            let mut left = keep;
+            let cut = read.body.map(move |chunk| {
+                chunk.map(|c| {
+                    let take = left.min(c.len());
+                    left -= take;
+                    c.slice(..take)
+                })
+            });
+            read.body = cut.boxed();
+        } else if len > 0 && self.weather.strikes(|f| f.flip, "bit flipped") {
+            let mut at = random_below(&*self.weather.env, len) as usize;
+            let mut open = true;
+            let flipped = read.body.map(move |chunk| {
+                chunk.map(|c| {
+                    if !open || at >= c.len() {
+                        at = at.saturating_sub(c.len());
+                        return c;
+                    }
+                    open = false;
+                    let mut bytes = c.to_vec();
+                    bytes[at] ^= 0x10;
+                    Bytes::from(bytes)
+                })
+            });
+            read.body = flipped.boxed();
+        }
+        Ok(read)
+    }
+    async fn children(&self, entry: &Entry) -> Result<Vec<Entry>> {
+        let entry = entry.clone();
+        pass!(self, Children, |inner| inner.children(&entry))
+    }
+    async fn tags(&self, key: &ObjectKey, version: Option<&VersionId>) -> Result<Tags> {
+        let (key, version) = (key.clone(), version.cloned());
+        pass!(self, Tags, |inner| inner.tags(&key, version.as_ref()))
+    }
+    fn copy_origin(&self, key: &ObjectKey, version: Option<&VersionId>) -> Option<CopyOrigin> {
+        self.inner.copy_origin(key, version)
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl<T: Sink + ?Sized> Sink for Chaos<T> {
+    fn sink_capability(&self) -> SinkCapability {
+        self.inner.sink_capability()
+    }
+    async fn put(&self, key: &ObjectKey, body: Body, options: &PutOptions) -> Result<Written> {
+        let (key, options) = (key.clone(), options.clone());
+        pass!(self, Put, |inner| inner.put(&key, body, &options))
+    }
+    async fn delete(&self, key: &ObjectKey, condition: &Condition) -> Result<()> {
+        let (key, condition) = (key.clone(), condition.clone());
+        pass!(self, Delete, |inner| inner.delete(&key, &condition))
+    }
+    async fn create_upload(&self, key: &ObjectKey, options: &PutOptions) -> Result<UploadId> {
+        let (key, options) = (key.clone(), options.clone());
+        pass!(self, CreateUpload, |inner| inner.create_upload(&key, &options))
+    }
+    async fn put_part(&self, key: &ObjectKey, upload: &UploadId, number: u32, body: Body, sum: Option<&Checksum>) -> Result<Part> {
+        let (key, upload, sum) = (key.clone(), upload.clone(), sum.cloned());
+        pass!(self, PutPart, |inner| inner.put_part(&key, &upload, number, body, sum.as_ref()))
+    }
+    async fn list_parts(&self, key: &ObjectKey, upload: &UploadId) -> Result<Vec<Part>> {
+        let (key, upload) = (key.clone(), upload.clone());
+        pass!(self, ListParts, |inner| inner.list_parts(&key, &upload))
+    }
+    async fn list_uploads(&self, prefix: &str, token: Option<&str>) -> Result<(Vec<OpenUpload>, Option<String>)> {
+        let (prefix, token) = (prefix.to_owned(), token.map(str::to_owned));
+        pass!(self, ListUploads, |inner| inner.list_uploads(&prefix, token.as_deref()))
+    }
+    async fn complete_upload(&self, key: &ObjectKey, upload: &UploadId, parts: &[Part], options: &PutOptions) -> Result<Written> {
+        let (key, upload, parts, options) = (key.clone(), upload.clone(), parts.to_vec(), options.clone());
+        pass!(self, CompleteUpload, |inner| inner.complete_upload(&key, &upload, &parts, &options))
+    }
+    async fn abort_upload(&self, key: &ObjectKey, upload: &UploadId) -> Result<()> {
+        let (key, upload) = (key.clone(), upload.clone());
+        pass!(self, AbortUpload, |inner| inner.abort_upload(&key, &upload))
+    }
+    fn can_copy(&self, origin: &CopyOrigin) -> bool {
+        self.inner.can_copy(origin)
+    }
+    async fn copy(&self, origin: &CopyOrigin, source: &crate::object::ETag, key: &ObjectKey, options: &PutOptions) -> Result<Written> {
+        let (origin, source, key, options) = (origin.clone(), source.clone(), key.clone(), options.clone());
+        pass!(self, Copy, |inner| inner.copy(&origin, &source, &key, &options))
+    }
+    async fn copy_part(
+        &self,
+        origin: &CopyOrigin,
+        source: &crate::object::ETag,
+        range: std::ops::Range<u64>,
+        key: &ObjectKey,
+        upload: &UploadId,
+        number: u32,
+    ) -> Result<Part> {
+        let (origin, source, key, upload) = (origin.clone(), source.clone(), key.clone(), upload.clone());
+        pass!(self, CopyPart, |inner| inner.copy_part(&origin, &source, range, &key, &upload, number))
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl<T: Queue + ?Sized> Queue for Chaos<T> {
+    fn capability(&self) -> QueueCapability {
+        self.inner.capability()
+    }
+    async fn send(&self, messages: &[Message]) -> Result<Vec<Result<()>>> {
+        let mut refused = Vec::new();
+        let mut taken = Vec::new();
+        for message in messages {
+            let refuse = self.weather.strikes(|f| f.entry, "batch entry refused");
+            refused.push(refuse);
+            if !refuse {
+                taken.push(message.clone());
+            }
+        }
+        let results = pass!(self, Send, |inner| inner.send(&taken))?;
+        let mut results = results.into_iter();
+        let refusal = || Err(Error::new(ErrorKind::Throttled, Op::Send, "chaos"));
+        Ok(refused.into_iter().map(|refuse| if refuse { refusal() } else { results.next().unwrap_or_else(refusal) }).collect())
+    }
+    async fn receive(&self, max: usize, lease: Duration, wait: Duration) -> Result<Vec<Delivery>> {
+        let deliveries = pass!(self, Receive, |inner| inner.receive(max, lease, wait))?;
+        for delivery in &deliveries {
+            if self.weather.strikes(|f| f.duplicate, "duplicate delivery") {
+                // The queue forgets that it handed the message out: somebody else gets it too.
+                let _ = self.inner.release(&delivery.receipt, Duration::ZERO).await;
+            }
+        }
+        Ok(deliveries)
+    }
+    async fn extend(&self, receipt: &Receipt, lease: Duration) -> Result<()> {
+        let receipt = receipt.clone();
+        pass!(self, Extend, |inner| inner.extend(&receipt, lease))
+    }
+    async fn ack(&self, receipt: &Receipt) -> Result<()> {
+        let receipt = receipt.clone();
+        pass!(self, Ack, |inner| inner.ack(&receipt))
+    }
+    async fn release(&self, receipt: &Receipt, delay: Duration) -> Result<()> {
+        let receipt = receipt.clone();
+        pass!(self, Release, |inner| inner.release(&receipt, delay))
+    }
+    async fn dead_letter(&self, delivery: &Delivery, reason: &str) -> Result<()> {
+        let (delivery, reason) = (delivery.clone(), reason.to_owned());
+        pass!(self, DeadLetter, |inner| inner.dead_letter(&delivery, &reason))
+    }
+    async fn depth(&self) -> Result<Depth> {
+        pass!(self, Depth, |inner| inner.depth())
+    }
+    async fn dead_letters(&self, after: Option<&str>, max: usize) -> Result<Vec<DeadLetter>> {
+        let after = after.map(str::to_owned);
+        pass!(self, DeadLetter, |inner| inner.dead_letters(after.as_deref(), max))
+    }
+    async fn redrive(&self, id: &str, body: &str) -> Result<()> {
+        let (id, body) = (id.to_owned(), body.to_owned());
+        pass!(self, Send, |inner| inner.redrive(&id, &body))
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl<T: StateStore + ?Sized> StateStore for Chaos<T> {
+    async fn records(&self, keys: &[ObjectKey]) -> Result<Vec<Option<Record>>> {
+        let keys = keys.to_vec();
+        pass!(self, LoadState, |inner| inner.records(&keys))
+    }
+    async fn query(&self, query: &RecordQuery, max: usize) -> Result<Vec<Record>> {
+        let query = query.clone();
+        pass!(self, LoadState, |inner| inner.query(&query, max))
+    }
+    async fn claim(&self, pack: &PackId, incarnation: u64, jobs: &[(ObjectKey, Option<Origin>)]) -> Result<Claim> {
+        let (pack, jobs) = (pack.clone(), jobs.to_vec());
+        pass!(self, SaveState, |inner| inner.claim(&pack, incarnation, &jobs))
+    }
+    async fn commit(&self, fence: &Fence, writes: &[RecordWrite]) -> Result<Committed> {
+        let (fence, writes) = (fence.clone(), writes.to_vec());
+        pass!(self, SaveState, |inner| inner.commit(&fence, &writes))
+    }
+    async fn save_parts(&self, upload: &UploadId, parts: &[Part]) -> Result<()> {
+        let (upload, parts) = (upload.clone(), parts.to_vec());
+        pass!(self, SaveState, |inner| inner.save_parts(&upload, &parts))
+    }
+    async fn parts(&self, upload: &UploadId) -> Result<Vec<Part>> {
+        let upload = upload.clone();
+        pass!(self, LoadState, |inner| inner.parts(&upload))
+    }
+    async fn forget_parts(&self, upload: &UploadId) -> Result<()> {
+        let upload = upload.clone();
+        pass!(self, SaveState, |inner| inner.forget_parts(&upload))
+    }
+    async fn start_run(&self, run: &Run, shards: &[Shard]) -> Result<()> {
+        let (run, shards) = (run.clone(), shards.to_vec());
+        pass!(self, SaveState, |inner| inner.start_run(&run, &shards))
+    }
+    async fn run(&self, run: &RunId) -> Result<Run> {
+        let run = run.clone();
+        pass!(self, LoadState, |inner| inner.run(&run))
+    }
+    async fn runs(&self, max: usize) -> Result<Vec<Run>> {
+        pass!(self, LoadState, |inner| inner.runs(max))
+    }
+    async fn move_run(&self, run: &RunId, from: RunState, to: RunState, now: Timestamp) -> Result<()> {
+        let run = run.clone();
+        pass!(self, SaveState, |inner| inner.move_run(&run, from, to, now))
+    }
+    async fn shards(&self, run: &RunId) -> Result<Vec<Shard>> {
+        let run = run.clone();
+        pass!(self, LoadState, |inner| inner.shards(&run))
+    }
+    async fn advance(&self, run: &RunId, step: &Advance) -> Result<()> {
+        let (run, step) = (run.clone(), step.clone());
+        pass!(self, SaveState, |inner| inner.advance(&run, &step))
+    }
+    async fn outbox(&self, run: &RunId, max: usize) -> Result<Vec<OutboxPack>> {
+        let run = run.clone();
+        pass!(self, LoadState, |inner| inner.outbox(&run, max))
+    }
+    async fn release_held(&self, run: &RunId, go: bool) -> Result<u64> {
+        let run = run.clone();
+        pass!(self, SaveState, |inner| inner.release_held(&run, go))
+    }
+}

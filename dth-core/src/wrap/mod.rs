@@ -1,0 +1,4 @@
+//! Wrappers around backends.
+
+#[cfg(any(test, feature = "conformance"))]
+pub mod chaos;
