@@ -139,10 +139,11 @@ impl Transfer {
         let (expected, verified) = match self.judge_parts(info, &layout, &parts) {
             Ok(judged) => judged,
             Err(error) => {
+                // Only once its parts are gone: the same parts again would show the same wrong etag again.
+                self.drop_upload(job, journal).await?;
                 if layout.parity || layout.judge == Some(Algorithm::Md5) {
                     journal.parity.failed(parts_etag(&layout, &parts));
                 }
-                self.drop_upload(job, journal).await?;
                 return Err(error);
             }
         };

@@ -1,0 +1,146 @@
+//! Answers of the store to errors of the family: the only file that reads status codes.
+
+use dth_core::error::{Error, ErrorKind, Op, Retry};
+use http::{HeaderMap, StatusCode};
+use std::time::Duration;
+
+/// What an error answer says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct ErrorBody {
+    pub(crate) code: String,
+    pub(crate) message: String,
+    pub(crate) region: Option<String>,
+}
+
+/// Code, kind. Source: Amazon S3 API Reference, "Error responses"; codes of compatible stores as seen.
+const CODES: &[(&str, ErrorKind)] = &[
+    ("NoSuchKey", ErrorKind::NotFound),
+    ("NoSuchVersion", ErrorKind::NotFound),
+    ("NoSuchUpload", ErrorKind::NotFound),
+    ("NoSuchBucket", ErrorKind::Invalid),
+    ("PreconditionFailed", ErrorKind::Precondition),
+    ("ConditionalRequestConflict", ErrorKind::Conflict),
+    ("OperationAborted", ErrorKind::Conflict),
+    ("AccessDenied", ErrorKind::Denied),
+    ("AllAccessDisabled", ErrorKind::Denied),
+    ("AccountProblem", ErrorKind::Denied),
+    ("InvalidObjectState", ErrorKind::Archived),
+    ("ExpiredToken", ErrorKind::CredentialsExpired),
+    ("InvalidToken", ErrorKind::CredentialsExpired),
+    ("TokenRefreshRequired", ErrorKind::CredentialsExpired),
+    ("InvalidAccessKeyId", ErrorKind::CredentialsExpired),
+    ("SignatureDoesNotMatch", ErrorKind::CredentialsExpired),
+    ("NotSignedUp", ErrorKind::CredentialsExpired),
+    ("RequestTimeTooSkewed", ErrorKind::CredentialsExpired),
+    ("SlowDown", ErrorKind::Throttled),
+    ("SlowDownRead", ErrorKind::Throttled),
+    ("SlowDownWrite", ErrorKind::Throttled),
+    ("Throttling", ErrorKind::Throttled),
+    ("ThrottlingException", ErrorKind::Throttled),
+    ("RequestLimitExceeded", ErrorKind::Throttled),
+    ("TooManyRequests", ErrorKind::Throttled),
+    ("BandwidthLimitExceeded", ErrorKind::Throttled),
+    ("QpsLimitExceeded", ErrorKind::Throttled),
+    ("RequestTimeout", ErrorKind::Unavailable),
+    ("InternalError", ErrorKind::Unavailable),
+    ("ServiceUnavailable", ErrorKind::Unavailable),
+    ("IncompleteBody", ErrorKind::Unavailable),
+    ("BadDigest", ErrorKind::Corrupt),
+    ("InvalidDigest", ErrorKind::Corrupt),
+    ("XAmzContentSHA256Mismatch", ErrorKind::Corrupt),
+    ("XAmzContentChecksumMismatch", ErrorKind::Corrupt),
+    ("InvalidRange", ErrorKind::Corrupt),
+    ("InvalidPart", ErrorKind::Conflict),
+    ("InvalidPartOrder", ErrorKind::Conflict),
+    ("KeyTooLongError", ErrorKind::Unrepresentable),
+    ("InvalidObjectName", ErrorKind::Unrepresentable),
+    ("EntityTooLarge", ErrorKind::Unrepresentable),
+    ("NotImplemented", ErrorKind::Unsupported),
+    ("MethodNotAllowed", ErrorKind::Unsupported),
+];
+
+/// The kind of an answer: by its code, else by its status.
+pub(crate) fn classify(status: StatusCode, code: &str) -> ErrorKind {
+    if let Some((_, kind)) = CODES.iter().find(|(known, _)| *known == code) {
+        return *kind;
+    }
+    match status.as_u16() {
+        301 | 307 | 400 | 405 | 411 | 413 | 414 => ErrorKind::Invalid,
+        401 => ErrorKind::CredentialsExpired,
+        403 => ErrorKind::Denied,
+        404 | 410 => ErrorKind::NotFound,
+        408 => ErrorKind::Unavailable,
+        409 => ErrorKind::Conflict,
+        412 => ErrorKind::Precondition,
+        416 => ErrorKind::Corrupt,
+        429 | 503 | 509 => ErrorKind::Throttled,
+        501 => ErrorKind::Unsupported,
+        500..=599 => ErrorKind::Unavailable,
+        _ => ErrorKind::Internal,
+    }
+}
+
+/// Whether the request may have taken effect although the answer is an error: a server or gateway that failed cannot say.
+fn maybe_applied(status: StatusCode, kind: ErrorKind) -> bool {
+    status.is_server_error() && kind == ErrorKind::Unavailable
+}
+
+/// The error of an answer.
+pub(crate) fn from_answer(op: Op, target: String, status: StatusCode, headers: &HeaderMap, body: &ErrorBody) -> Error {
+    let kind = classify(status, &body.code);
+    let name = if body.code.is_empty() { status.as_u16().to_string() } else { format!("{} {}", status.as_u16(), body.code) };
+    let mut error = Error::new(kind, op, target).with_code(name).with_maybe_applied(maybe_applied(status, kind));
+    if let Some(region) = body.region.as_deref().filter(|_| status.is_redirection() || status.as_u16() == 400) {
+        error = error.with_source(format!("the bucket is in region `{region}`: set `region` to it"));
+    } else if !body.message.is_empty() {
+        error = error.with_source(body.message.clone());
+    }
+    let wait = headers.get("retry-after").and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
+    match wait {
+        Some(seconds) if error.is_retryable() => error.with_retry(Retry::After(Duration::from_secs(seconds))),
+        _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn table() {
+        let row = |status: u16, code: &str| {
+            let body = ErrorBody { code: code.into(), ..ErrorBody::default() };
+            let status = StatusCode::from_u16(status).unwrap();
+            let error = from_answer(Op::Put, "b/k".into(), status, &HeaderMap::new(), &body);
+            (error.kind(), error.is_retryable(), error.maybe_applied())
+        };
+        use ErrorKind as K;
+        assert_eq!(row(404, ""), (K::NotFound, false, false), "HEAD has no body");
+        assert_eq!(row(404, "NoSuchBucket"), (K::Invalid, false, false), "a missing bucket is no missing object");
+        assert_eq!(row(412, "PreconditionFailed"), (K::Precondition, true, false));
+        assert_eq!(row(409, "ConditionalRequestConflict"), (K::Conflict, true, false));
+        assert_eq!(row(403, "AccessDenied"), (K::Denied, false, false));
+        assert_eq!(row(403, "InvalidObjectState"), (K::Archived, false, false));
+        assert_eq!(row(400, "ExpiredToken"), (K::CredentialsExpired, false, false));
+        assert_eq!(row(503, "SlowDown"), (K::Throttled, true, false));
+        assert_eq!(row(429, ""), (K::Throttled, true, false));
+        assert_eq!(row(500, "InternalError"), (K::Unavailable, true, true));
+        assert_eq!(row(502, ""), (K::Unavailable, true, true));
+        assert_eq!(row(400, "RequestTimeout"), (K::Unavailable, true, false));
+        assert_eq!(row(400, "BadDigest"), (K::Corrupt, true, false));
+        assert_eq!(row(416, "InvalidRange"), (K::Corrupt, true, false));
+        assert_eq!(row(400, "KeyTooLongError"), (K::Unrepresentable, false, false));
+        assert_eq!(row(501, "NotImplemented"), (K::Unsupported, false, false));
+    }
+
+    #[test]
+    fn retry_after_and_region_are_passed_on() {
+        let mut headers = HeaderMap::new();
+        headers.insert("retry-after", "7".parse().unwrap());
+        let slow = from_answer(Op::Read, "b/k".into(), StatusCode::SERVICE_UNAVAILABLE, &headers, &ErrorBody::default());
+        assert_eq!(slow.retry(), Retry::After(Duration::from_secs(7)));
+        let body = ErrorBody { code: "PermanentRedirect".into(), region: Some("eu-west-1".into()), ..ErrorBody::default() };
+        let moved = from_answer(Op::List, "b".into(), StatusCode::MOVED_PERMANENTLY, &HeaderMap::new(), &body);
+        assert!(moved.chain().contains("eu-west-1"), "{}", moved.chain());
+    }
+}

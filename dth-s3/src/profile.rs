@@ -1,0 +1,91 @@
+//! What a store can do, as data: an ignored condition or checksum cannot be told from its answer, so it is said here.
+
+use dth_core::checksum::Algorithm;
+use serde::{Deserialize, Serialize};
+
+/// A kind of store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Profile {
+    /// Amazon S3.
+    #[default]
+    Aws,
+    /// Any other store: conditions on PutObject and CompleteMultipartUpload honoured, `Content-MD5` verified, no CRC.
+    Compatible,
+    /// A store that ignores conditional writes (Garage, older Ceph): the destination is looked at afterwards where needed.
+    Unconditional,
+    /// Ceph Object Gateway 16: wants etags without quotes in `If-Match`, ignores conditions on Complete.
+    Ceph,
+    /// The `s3s-fs` file server: its listings show no etags and do not encode keys, uploads cannot be listed.
+    S3sFs,
+}
+
+/// The facts of a profile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Facts {
+    /// `If-Match` on reads.
+    pub(crate) conditional_read: bool,
+    /// `If-Match` and `If-None-Match: *` on PutObject and CompleteMultipartUpload.
+    pub(crate) conditions: bool,
+    /// `If-Match` on DeleteObject.
+    pub(crate) delete_condition: bool,
+    /// Keys in listings are percent-encoded when asked for.
+    pub(crate) encoded_lists: bool,
+    pub(crate) list_parts: bool,
+    pub(crate) list_uploads: bool,
+    /// `partNumber` on reads.
+    pub(crate) part_reads: bool,
+    /// Tags are read and written.
+    pub(crate) tags: bool,
+    /// `x-amz-tagging` on CreateMultipartUpload; otherwise tags follow Complete in a request of their own.
+    pub(crate) tags_on_create: bool,
+    /// Checksums that the store verifies when given; MD5 is `Content-MD5`.
+    pub(crate) verifies: &'static [Algorithm],
+    /// Parts may carry CRC64NVME, and Complete one of the full object.
+    pub(crate) full_object_crc: bool,
+    /// Least bytes of a part.
+    pub(crate) min_part: u64,
+}
+
+const MIB: u64 = 1 << 20;
+
+impl Profile {
+    pub(crate) const fn facts(self) -> Facts {
+        let compatible = Facts {
+            conditional_read: true,
+            conditions: true,
+            delete_condition: false,
+            encoded_lists: true,
+            list_parts: true,
+            list_uploads: true,
+            part_reads: true,
+            tags: true,
+            tags_on_create: false,
+            verifies: &[Algorithm::Md5],
+            full_object_crc: false,
+            min_part: 5 * MIB,
+        };
+        match self {
+            Self::Aws => Facts {
+                delete_condition: true,
+                tags_on_create: true,
+                verifies: &[Algorithm::Md5, Algorithm::Crc64Nvme],
+                full_object_crc: true,
+                ..compatible
+            },
+            Self::Compatible => compatible,
+            Self::Unconditional | Self::Ceph => Facts { conditions: false, ..compatible },
+            Self::S3sFs => Facts {
+                conditional_read: false,
+                conditions: false,
+                encoded_lists: false,
+                list_parts: false,
+                list_uploads: false,
+                part_reads: false,
+                tags: false,
+                ..compatible
+            },
+        }
+    }
+}

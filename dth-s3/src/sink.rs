@@ -1,0 +1,302 @@
+//! Writing to a bucket.
+
+use crate::{
+    config::Encryption,
+    headers,
+    store::{S3Store, listed_key, set},
+    wire::{Answer, Request, RequestBody, uri, xml},
+};
+use async_trait::async_trait;
+use dth_core::{
+    checksum::{Algorithm, Checksum},
+    error::{Error, ErrorKind, Op, Result},
+    object::{ETag, ObjectKey, Tags},
+    sink::{
+        Body, Condition, Conditions, MultipartLimits, OpenUpload, Part, PutOptions, Sink, SinkCapability, UploadId, Written,
+    },
+    source::CopyOrigin,
+};
+use http::{HeaderMap, Method};
+use std::{fmt::Write as _, ops::Range};
+
+const GIB: u64 = 1 << 30;
+/// S3: an object has at most 50 TB since December 2025.
+const MAX_OBJECT: u64 = 50 * 1_000_000_000_000;
+
+impl S3Store {
+    /// Headers of what is created: attributes, class, ACL, encryption, tags.
+    fn create_headers(&self, headers: &mut HeaderMap, options: &PutOptions, tags: bool, op: Op) -> Result<()> {
+        headers::put_attributes(headers, &options.attributes, op)?;
+        let config = &self.config;
+        if let Some(class) = &config.storage_class {
+            set(headers, "x-amz-storage-class", class, op)?;
+        }
+        if let Some(acl) = &config.acl {
+            set(headers, "x-amz-acl", acl, op)?;
+        }
+        match &config.encryption {
+            Encryption::None => {}
+            Encryption::Aes256 => set(headers, "x-amz-server-side-encryption", "AES256", op)?,
+            Encryption::Kms { key_id } => {
+                set(headers, "x-amz-server-side-encryption", "aws:kms", op)?;
+                if let Some(key) = key_id {
+                    set(headers, "x-amz-server-side-encryption-aws-kms-key-id", key, op)?;
+                }
+            }
+        }
+        if tags && !options.tags.is_empty() {
+            set(headers, "x-amz-tagging", &tag_query(&options.tags), op)?;
+        }
+        Ok(())
+    }
+
+    fn condition(&self, headers: &mut HeaderMap, condition: &Condition, op: Op) -> Result<()> {
+        if self.facts.conditions { headers::put_condition(headers, condition, op) } else { Ok(()) }
+    }
+
+    /// Tags of a multipart object, where the store drops them at its creation.
+    async fn put_tags(&self, key: &ObjectKey, tags: &Tags) -> Result<()> {
+        let mut document = String::from("<Tagging xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><TagSet>");
+        for (name, value) in tags {
+            let _ = write!(document, "<Tag><Key>{}</Key><Value>{}</Value></Tag>", xml::escape(name), xml::escape(value));
+        }
+        document.push_str("</TagSet></Tagging>");
+        let mut request = Request::new(Op::Tags, Method::PUT, Some(key)).query("tagging", "");
+        request.body = RequestBody::Document(document);
+        self.wire.send(request).await.map(drop)
+    }
+
+    /// A document that may be an error although the status was 200: S3 sends the status before the work is done.
+    async fn result(&self, answer: Answer, key: &ObjectKey, op: Op, root: &str) -> Result<xml::Element> {
+        let headers = answer.headers.clone();
+        let document = answer.document().await?;
+        if let Some(body) = xml::error(&document) {
+            let status = http::StatusCode::INTERNAL_SERVER_ERROR;
+            return Err(crate::error::from_answer(op, self.wire.target(Some(key)), status, &headers, &body));
+        }
+        let lost = |why: String| {
+            Error::new(ErrorKind::Unavailable, op, self.wire.target(Some(key))).with_maybe_applied(true).with_source(why)
+        };
+        let element = xml::parse(&document).map_err(lost)?;
+        if element.is(root) { Ok(element) } else { Err(lost(format!("the answer is no {root}"))) }
+    }
+
+    fn copy_source(&self, origin: &CopyOrigin) -> String {
+        let version = origin.version.as_ref().map(|v| format!("?versionId={}", v.as_str())).unwrap_or_default();
+        format!("/{}/{}{version}", origin.container, uri::path(origin.key.as_str()))
+    }
+}
+
+fn tag_query(tags: &Tags) -> String {
+    let encode = |text: &str| uri::query(&[("", text.to_owned())])[1..].to_owned();
+    tags.iter().map(|(name, value)| format!("{}={}", encode(name), encode(value))).collect::<Vec<_>>().join("&")
+}
+
+fn request_body(body: Body) -> RequestBody {
+    match body {
+        Body::Bytes(chunks) => RequestBody::Chunks(chunks),
+        Body::Stream { len, stream } => RequestBody::Stream(len, stream),
+    }
+}
+
+#[async_trait]
+impl Sink for S3Store {
+    fn sink_capability(&self) -> SinkCapability {
+        SinkCapability {
+            max_put: 5 * GIB,
+            max_object: MAX_OBJECT,
+            max_key: 1024,
+            multipart: Some(MultipartLimits {
+                min_part: self.facts.min_part,
+                max_part: 5 * GIB,
+                max_parts: 10_000,
+                list_parts: self.facts.list_parts,
+                list_uploads: self.facts.list_uploads,
+            }),
+            conditions: Conditions { publish: self.facts.conditions, delete: self.facts.delete_condition },
+            verifies: self.facts.verifies,
+            tags: self.facts.tags,
+            max_copy: Some(5 * GIB),
+        }
+    }
+
+    async fn put(&self, key: &ObjectKey, body: Body, options: &PutOptions) -> Result<Written> {
+        let mut request = Request::new(Op::Put, Method::PUT, Some(key));
+        self.create_headers(&mut request.headers, options, true, Op::Put)?;
+        self.condition(&mut request.headers, &options.condition, Op::Put)?;
+        if let Some(checksum) = &options.checksum {
+            headers::put_checksum(&mut request.headers, checksum);
+        }
+        request.body = request_body(body);
+        let answer = self.wire.send(request).await?;
+        Ok(headers::written(&answer.headers))
+    }
+
+    async fn delete(&self, key: &ObjectKey, condition: &Condition) -> Result<()> {
+        let mut request = Request::new(Op::Delete, Method::DELETE, Some(key));
+        if self.facts.delete_condition {
+            headers::put_condition(&mut request.headers, condition, Op::Delete)?;
+        }
+        match self.wire.send(request).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            answer => answer.map(drop),
+        }
+    }
+
+    async fn create_upload(&self, key: &ObjectKey, options: &PutOptions) -> Result<UploadId> {
+        let mut request = Request::new(Op::CreateUpload, Method::POST, Some(key)).query("uploads", "");
+        self.create_headers(&mut request.headers, options, self.facts.tags_on_create, Op::CreateUpload)?;
+        let crc = options.checksum.as_ref().is_some_and(|c| c.algorithm == Algorithm::Crc64Nvme);
+        if self.facts.full_object_crc && crc {
+            request = request.header("x-amz-checksum-algorithm", "CRC64NVME")?.header("x-amz-checksum-type", "FULL_OBJECT")?;
+        }
+        let answer = self.wire.send(request).await?;
+        let root = self.result(answer, key, Op::CreateUpload, "InitiateMultipartUploadResult").await?;
+        let id = root.filled("UploadId").map(UploadId::new);
+        id.ok_or_else(|| Error::new(ErrorKind::Corrupt, Op::CreateUpload, self.wire.target(Some(key))).with_source("no upload id"))
+    }
+
+    async fn put_part(&self, key: &ObjectKey, upload: &UploadId, number: u32, body: Body, sum: Option<&Checksum>) -> Result<Part> {
+        let size = body.len();
+        let mut request = Request::new(Op::PutPart, Method::PUT, Some(key))
+            .query("partNumber", number.to_string())
+            .query("uploadId", upload.as_str());
+        if let Some(sum) = sum {
+            headers::put_checksum(&mut request.headers, sum);
+        }
+        request.body = request_body(body);
+        let answer = self.wire.send(request).await?;
+        let etag = headers::etag(&answer.headers).ok_or_else(|| answer.error(ErrorKind::Corrupt, "the answer names no etag"))?;
+        Ok(Part { number, size, etag, checksum: headers::full_checksum(&answer.headers) })
+    }
+
+    async fn list_parts(&self, key: &ObjectKey, upload: &UploadId) -> Result<Vec<Part>> {
+        let mut parts = Vec::new();
+        let mut marker = String::from("0");
+        loop {
+            let request = Request::new(Op::ListParts, Method::GET, Some(key))
+                .query("uploadId", upload.as_str())
+                .query("max-parts", "1000")
+                .query("part-number-marker", marker.clone());
+            let document = self.wire.send(request).await?.document().await?;
+            let broken = |why: String| Error::new(ErrorKind::Corrupt, Op::ListParts, self.wire.target(Some(key))).with_source(why);
+            let root = xml::parse(&document).map_err(broken)?;
+            for part in root.all("Part") {
+                let number = part.text("PartNumber").and_then(|n| n.parse().ok());
+                let size = part.text("Size").and_then(|n| n.parse().ok());
+                let (Some(number), Some(size), Some(etag)) = (number, size, part.etag("ETag")) else {
+                    return Err(broken("a part without number, size or etag".into()));
+                };
+                parts.push(Part { number, size, etag, checksum: None });
+            }
+            let next = root.filled("NextPartNumberMarker").map(str::to_owned);
+            match next.filter(|_| root.text("IsTruncated").is_some_and(|t| t.trim() == "true")) {
+                Some(next) if next != marker => marker = next,
+                _ => return Ok(parts),
+            }
+        }
+    }
+
+    async fn list_uploads(&self, prefix: &str, token: Option<&str>) -> Result<(Vec<OpenUpload>, Option<String>)> {
+        if !self.facts.list_uploads {
+            return Err(Error::new(ErrorKind::Unsupported, Op::ListUploads, self.wire.target(None)));
+        }
+        let mut request = Request::new(Op::ListUploads, Method::GET, None).query("uploads", "").query("prefix", prefix);
+        if self.facts.encoded_lists {
+            request = request.query("encoding-type", "url");
+        }
+        // Our token is the pair of markers; no key holds a NUL.
+        if let Some((key, upload)) = token.and_then(|t| t.split_once('\0')) {
+            request = request.query("key-marker", key).query("upload-id-marker", upload);
+        }
+        let document = self.wire.send(request).await?.document().await?;
+        let broken = |why: String| Error::new(ErrorKind::Corrupt, Op::ListUploads, self.wire.target(None)).with_source(why);
+        let root = xml::parse(&document).map_err(broken)?;
+        let encoded = self.facts.encoded_lists && root.text("EncodingType") == Some("url");
+        let mut uploads = Vec::new();
+        for upload in root.all("Upload") {
+            let key = upload.text("Key").and_then(|key| listed_key(key, encoded));
+            let (Some(key), Some(id)) = (key, upload.filled("UploadId")) else {
+                return Err(broken("an upload without key or id".into()));
+            };
+            uploads.push(OpenUpload { key, id: UploadId::new(id), begun: upload.time("Initiated") });
+        }
+        let truncated = root.text("IsTruncated").is_some_and(|t| t.trim() == "true");
+        let marker = root.text("NextKeyMarker").and_then(|key| listed_key(key, encoded));
+        let next = marker.map(|key| format!("{}\0{}", key.as_str(), root.text("NextUploadIdMarker").unwrap_or_default()));
+        Ok((uploads, next.filter(|_| truncated)))
+    }
+
+    async fn complete_upload(&self, key: &ObjectKey, upload: &UploadId, parts: &[Part], options: &PutOptions) -> Result<Written> {
+        let mut document = String::from("<CompleteMultipartUpload xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">");
+        for part in parts {
+            let etag = xml::escape(part.etag.as_str());
+            let _ = write!(document, "<Part><PartNumber>{}</PartNumber><ETag>\"{etag}\"</ETag></Part>", part.number);
+        }
+        document.push_str("</CompleteMultipartUpload>");
+        let mut request = Request::new(Op::CompleteUpload, Method::POST, Some(key)).query("uploadId", upload.as_str());
+        self.condition(&mut request.headers, &options.condition, Op::CompleteUpload)?;
+        if let Some(sum) = options.checksum.as_ref().filter(|c| self.facts.full_object_crc && c.algorithm == Algorithm::Crc64Nvme) {
+            headers::put_checksum(&mut request.headers, sum);
+            request = request.header("x-amz-checksum-type", "FULL_OBJECT")?;
+        }
+        request.body = RequestBody::Document(document);
+        let answer = self.wire.send(request).await?;
+        let mut written = headers::written(&answer.headers);
+        let root = self.result(answer, key, Op::CompleteUpload, "CompleteMultipartUploadResult").await?;
+        written.etag = root.etag("ETag");
+        if !self.facts.tags_on_create && !options.tags.is_empty() {
+            self.put_tags(key, &options.tags).await.map_err(|e| e.with_maybe_applied(true))?;
+        }
+        Ok(written)
+    }
+
+    async fn abort_upload(&self, key: &ObjectKey, upload: &UploadId) -> Result<()> {
+        let request = Request::new(Op::AbortUpload, Method::DELETE, Some(key)).query("uploadId", upload.as_str());
+        match self.wire.send(request).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            answer => answer.map(drop),
+        }
+    }
+
+    fn can_copy(&self, origin: &CopyOrigin) -> bool {
+        origin.endpoint == self.wire.endpoint.store
+    }
+
+    async fn copy(&self, origin: &CopyOrigin, source: &ETag, key: &ObjectKey, options: &PutOptions) -> Result<Written> {
+        let mut request = Request::new(Op::Copy, Method::PUT, Some(key))
+            .header("x-amz-copy-source", &self.copy_source(origin))?
+            .header("x-amz-metadata-directive", "REPLACE")?
+            .header("x-amz-tagging-directive", "REPLACE")?;
+        request.headers.insert("x-amz-copy-source-if-match", headers::quoted(source, Op::Copy)?);
+        self.create_headers(&mut request.headers, options, true, Op::Copy)?;
+        self.condition(&mut request.headers, &options.condition, Op::Copy)?;
+        let answer = self.wire.send(request).await?;
+        let mut written = headers::written(&answer.headers);
+        let root = self.result(answer, key, Op::Copy, "CopyObjectResult").await?;
+        written.etag = root.etag("ETag");
+        Ok(written)
+    }
+
+    async fn copy_part(
+        &self,
+        origin: &CopyOrigin,
+        source: &ETag,
+        range: Range<u64>,
+        key: &ObjectKey,
+        upload: &UploadId,
+        number: u32,
+    ) -> Result<Part> {
+        let mut request = Request::new(Op::CopyPart, Method::PUT, Some(key))
+            .query("partNumber", number.to_string())
+            .query("uploadId", upload.as_str())
+            .header("x-amz-copy-source", &self.copy_source(origin))?
+            .header("x-amz-copy-source-range", &format!("bytes={}-{}", range.start, range.end.saturating_sub(1)))?;
+        request.headers.insert("x-amz-copy-source-if-match", headers::quoted(source, Op::CopyPart)?);
+        let answer = self.wire.send(request).await?;
+        let root = self.result(answer, key, Op::CopyPart, "CopyPartResult").await?;
+        let etag = root.etag("ETag");
+        let etag = etag.ok_or_else(|| Error::new(ErrorKind::Corrupt, Op::CopyPart, self.wire.target(Some(key))).with_source("no etag"))?;
+        Ok(Part { number, size: range.end - range.start, etag, checksum: None })
+    }
+}

@@ -1,0 +1,243 @@
+//! One bucket: what can be asked of it.
+
+use crate::{
+    config::{Encryption, S3Config},
+    headers,
+    profile::Facts,
+    wire::{Answer, Request, RequestBody, Wire, uri, xml},
+};
+use async_trait::async_trait;
+use dth_core::{
+    env::{SharedEnv, SystemEnv},
+    error::{Error, ErrorKind, Op, Result},
+    index::{Index, IndexCapability, ListFrom, ListOrder, ListPage, ListRequest},
+    object::{Entry, EtagKind, ObjectInfo, ObjectKey, Tags, VersionId},
+    source::{CopyOrigin, Read, ReadOptions, ReadRange, Source, SourceCapability},
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use std::{fmt, sync::Arc};
+
+/// A bucket of an S3 store, as source and as sink. Clones share connections and credentials.
+#[derive(Clone)]
+pub struct S3Store {
+    pub(crate) config: Arc<S3Config>,
+    pub(crate) facts: Facts,
+    pub(crate) wire: Arc<Wire>,
+}
+
+impl fmt::Debug for S3Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "S3Store({} at {})", self.config.bucket, self.wire.endpoint.store)
+    }
+}
+
+impl S3Store {
+    /// Checks the settings and makes a client; nothing is sent yet.
+    pub fn new(config: S3Config) -> Result<Self> {
+        Self::with_env(config, Arc::new(SystemEnv))
+    }
+
+    /// As [`new`](Self::new), with the clock that signatures are dated by.
+    pub fn with_env(config: S3Config, env: SharedEnv) -> Result<Self> {
+        let wire = Wire::new(&config, env)?;
+        Ok(Self { facts: config.profile.facts(), config: Arc::new(config), wire: Arc::new(wire) })
+    }
+
+    /// Makes the bucket; one of ours that is there already is no error.
+    pub async fn create_bucket(&self) -> Result<()> {
+        let mut request = Request::new(Op::Configure, Method::PUT, None);
+        let region = self.config.region();
+        if self.config.endpoint.is_none() && region != "us-east-1" {
+            request.body = RequestBody::Document(format!(
+                "<CreateBucketConfiguration xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><LocationConstraint>{}</LocationConstraint></CreateBucketConfiguration>",
+                xml::escape(region)
+            ));
+        }
+        match self.wire.send(request).await {
+            Err(error) if error.code().is_some_and(|c| c.ends_with("BucketAlreadyOwnedByYou") || c.ends_with("BucketAlreadyExists")) => Ok(()),
+            answer => answer.map(drop),
+        }
+    }
+
+    fn etag_kind(&self) -> EtagKind {
+        match self.config.encryption {
+            Encryption::Kms { .. } => EtagKind::Opaque,
+            Encryption::None | Encryption::Aes256 => EtagKind::Md5,
+        }
+    }
+
+    fn read_headers(&self, headers: &mut HeaderMap, options: &ReadOptions) -> Result<()> {
+        // Where the store does not know it, it ignores it.
+        headers.insert("x-amz-checksum-mode", HeaderValue::from_static("ENABLED"));
+        if let Some(etag) = &options.if_match {
+            headers.insert("if-match", headers::quoted(etag, Op::Read)?);
+        }
+        if let ReadRange::Bytes(range) = &options.range {
+            let value = HeaderValue::from_str(&format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
+            headers.insert("range", value.expect("digits are a header value"));
+        }
+        Ok(())
+    }
+
+    /// What was read, by the answer: status, length and range must be those that were asked for (T4, T5).
+    fn judge_read(&self, key: &ObjectKey, options: &ReadOptions, answer: &Answer) -> Result<(ObjectInfo, std::ops::Range<u64>)> {
+        let wrong = |why: String| answer.error(ErrorKind::Corrupt, why);
+        let length = headers::content_length(&answer.headers).ok_or_else(|| wrong("the answer names no length".into()))?;
+        let (range, total) = match (answer.status, &options.range) {
+            (StatusCode::PARTIAL_CONTENT, ReadRange::Full) => return Err(wrong("206 to a request without a range".into())),
+            (StatusCode::PARTIAL_CONTENT, _) => {
+                headers::content_range(&answer.headers).ok_or_else(|| wrong("206 without a valid Content-Range".into()))?
+            }
+            (StatusCode::OK, ReadRange::Full | ReadRange::FirstPart) => (0..length, length),
+            // The whole object where the range is all of it: nothing is missing, nothing too much.
+            (StatusCode::OK, ReadRange::Bytes(range)) if *range == (0..length) => (0..length, length),
+            (status, asked) => return Err(wrong(format!("{status} with {length} bytes to a request for {asked:?}"))),
+        };
+        if range.end - range.start != length || range.end > total {
+            return Err(wrong(format!("{length} bytes for the range {range:?} of {total}")));
+        }
+        match &options.range {
+            ReadRange::Bytes(asked) if *asked != range => return Err(wrong(format!("bytes {range:?} of {total} for {asked:?}"))),
+            ReadRange::FirstPart if range.start != 0 => return Err(wrong(format!("the first part begins at {}", range.start))),
+            _ => {}
+        }
+        Ok((headers::info(key, total, &answer.headers), range))
+    }
+
+    fn list_query<'a>(&self, request: &ListRequest) -> Request<'a> {
+        let mut query = Request::new(Op::List, Method::GET, None).query("list-type", "2").query("prefix", request.prefix.clone());
+        if self.facts.encoded_lists {
+            query = query.query("encoding-type", "url");
+        }
+        match &request.from {
+            ListFrom::Beginning => {}
+            ListFrom::After(key) => query = query.query("start-after", key.as_str()),
+            ListFrom::Token(token) => query = query.query("continuation-token", token.clone()),
+        }
+        match request.max {
+            Some(max) => query.query("max-keys", max.to_string()),
+            None => query,
+        }
+    }
+}
+
+/// A text of a listing as it really is: decoded only when the answer says that it is encoded (F7).
+pub(crate) fn listed_key(text: &str, encoded: bool) -> Option<ObjectKey> {
+    if encoded { uri::decode_listed(text).map(ObjectKey::new) } else { Some(ObjectKey::new(text)) }
+}
+
+#[async_trait]
+impl Index for S3Store {
+    fn name(&self) -> String {
+        format!("s3://{}", self.config.bucket)
+    }
+
+    fn index_capability(&self) -> IndexCapability {
+        IndexCapability { order: ListOrder::Bytes, start_after: true, page_max: 1000, etag: self.etag_kind() }
+    }
+
+    async fn list(&self, request: &ListRequest) -> Result<ListPage> {
+        let document = self.wire.send(self.list_query(request)).await?.document().await?;
+        let broken = |why: String| Error::new(ErrorKind::Corrupt, Op::List, self.wire.target(None)).with_source(why);
+        let root = xml::parse(&document).map_err(broken)?;
+        if !root.is("ListBucketResult") {
+            return Err(broken("the answer is no listing".into()));
+        }
+        let encoded = self.facts.encoded_lists && root.text("EncodingType") == Some("url");
+        let mut entries = Vec::with_capacity(1000);
+        for contents in root.all("Contents") {
+            let key = contents.text("Key").and_then(|key| listed_key(key, encoded));
+            let key = key.filter(|k| k.as_str().starts_with(&request.prefix));
+            let key = key.ok_or_else(|| broken(format!("an entry without a readable key below the prefix: {:?}", contents.text("Key"))))?;
+            let size = contents.text("Size").and_then(|s| s.trim().parse().ok());
+            entries.push(Entry {
+                size: Some(size.ok_or_else(|| broken(format!("`{key}` has no size")))?),
+                etag: contents.etag("ETag"),
+                modified: contents.time("LastModified"),
+                version: None,
+                storage_class: contents.filled("StorageClass").map(Into::into),
+                key,
+            });
+        }
+        let truncated = root.text("IsTruncated").is_some_and(|t| t.trim() == "true");
+        let next = root.filled("NextContinuationToken").map(str::to_owned);
+        if truncated && next.is_none() {
+            return Err(broken("a truncated listing without a token to go on".into()));
+        }
+        Ok(ListPage { entries, next: next.filter(|_| truncated) })
+    }
+
+    async fn head(&self, key: &ObjectKey, version: Option<&VersionId>) -> Result<ObjectInfo> {
+        let mut request = Request::new(Op::Head, Method::HEAD, Some(key)).header("x-amz-checksum-mode", "ENABLED")?;
+        if let Some(version) = version {
+            request = request.query("versionId", version.as_str());
+        }
+        let answer = self.wire.send(request).await?;
+        let size = headers::content_length(&answer.headers);
+        let size = size.ok_or_else(|| answer.error(ErrorKind::Corrupt, "the answer names no length"))?;
+        Ok(headers::info(key, size, &answer.headers))
+    }
+}
+
+#[async_trait]
+impl Source for S3Store {
+    fn source_capability(&self) -> SourceCapability {
+        use dth_core::checksum::Algorithm;
+        SourceCapability {
+            conditional_read: self.facts.conditional_read,
+            ranged: true,
+            first_part: self.facts.part_reads,
+            checksums: &[Algorithm::Crc64Nvme, Algorithm::Crc32c, Algorithm::Sha256],
+            tags: self.facts.tags,
+            children: false,
+        }
+    }
+
+    async fn read(&self, key: &ObjectKey, options: &ReadOptions) -> Result<Read> {
+        let mut request = Request::new(Op::Read, Method::GET, Some(key));
+        self.read_headers(&mut request.headers, options)?;
+        if options.range == ReadRange::FirstPart && self.facts.part_reads {
+            request = request.query("partNumber", "1");
+        }
+        if let Some(version) = &options.version {
+            request = request.query("versionId", version.as_str());
+        }
+        let answer = self.wire.send(request).await?;
+        let (mut info, range) = self.judge_read(key, options, &answer)?;
+        if answer.status == StatusCode::PARTIAL_CONTENT && options.range == ReadRange::FirstPart {
+            // With a part number, some stores give the checksum of the part.
+            info.checksum = None;
+        }
+        Ok(Read { info, range, body: answer.stream() })
+    }
+
+    async fn tags(&self, key: &ObjectKey, version: Option<&VersionId>) -> Result<Tags> {
+        let mut request = Request::new(Op::Tags, Method::GET, Some(key)).query("tagging", "");
+        if let Some(version) = version {
+            request = request.query("versionId", version.as_str());
+        }
+        let document = self.wire.send(request).await?.document().await?;
+        let broken = |why: String| Error::new(ErrorKind::Corrupt, Op::Tags, self.wire.target(Some(key))).with_source(why);
+        let root = xml::parse(&document).map_err(broken)?;
+        let sets = root.all("TagSet").flat_map(|set| set.all("Tag"));
+        let pair = |tag: &xml::Element| Some((tag.text("Key")?.to_owned(), tag.text("Value").unwrap_or_default().to_owned()));
+        sets.map(|tag| pair(tag).ok_or_else(|| broken("a tag without a key".into()))).collect()
+    }
+
+    fn copy_origin(&self, key: &ObjectKey, version: Option<&VersionId>) -> Option<CopyOrigin> {
+        Some(CopyOrigin {
+            endpoint: self.wire.endpoint.store.clone(),
+            container: self.config.bucket.clone(),
+            key: key.clone(),
+            version: version.cloned(),
+        })
+    }
+}
+
+/// A header by name.
+pub(crate) fn set(headers: &mut HeaderMap, name: &'static str, value: &str, op: Op) -> Result<()> {
+    let value = HeaderValue::from_bytes(value.as_bytes())
+        .map_err(|e| Error::new(ErrorKind::Invalid, op, format!("header {name}")).with_source(e))?;
+    headers.insert(HeaderName::from_static(name), value);
+    Ok(())
+}

@@ -1,0 +1,391 @@
+//! One request: sign, send, time out, classify. Nothing here retries, but for what cannot have reached the store: a refused
+//! identity or clock.
+
+use super::{
+    connect::{BoxError, Http, HttpBody, client},
+    uri, xml,
+};
+use crate::{
+    config::{Endpoint, S3Config},
+    credentials::Identities,
+    error::from_answer,
+};
+use aws_sigv4::{
+    http_request::{
+        PayloadChecksumKind, PercentEncodingMode, SignableBody, SignableRequest, SigningSettings, UriPathNormalizationMode, sign,
+    },
+    sign::v4,
+};
+use aws_smithy_runtime_api::client::identity::Identity;
+use bytes::Bytes;
+use dth_core::{
+    env::SharedEnv,
+    error::{Error, ErrorKind, Op, Result},
+    object::ObjectKey,
+    source::ByteStream,
+};
+use futures_util::{Stream, StreamExt, stream};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http_body::{Frame, SizeHint};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use sha2::{Digest, Sha256};
+use std::{
+    fmt,
+    pin::Pin,
+    sync::atomic::{AtomicI64, Ordering::Relaxed},
+    task::{Context, Poll},
+    time::{Duration, SystemTime},
+};
+
+/// Answers are read whole only where they are documents; none of ours is larger.
+const MAX_DOCUMENT: u64 = 64 << 20;
+/// The least progress that an upload must make, in bytes a second, before it is given up.
+const SLOWEST: u64 = 32 << 10;
+
+/// What to send.
+pub(crate) enum RequestBody {
+    Empty,
+    /// An XML document, whose hash is signed.
+    Document(String),
+    /// Bytes that can be sent again.
+    Chunks(Vec<Bytes>),
+    /// A stream of known length, sent once.
+    Stream(u64, ByteStream),
+}
+
+/// A request to the bucket or to a key of it.
+pub(crate) struct Request<'a> {
+    pub(crate) op: Op,
+    pub(crate) method: Method,
+    pub(crate) key: Option<&'a ObjectKey>,
+    pub(crate) query: Vec<(&'static str, String)>,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: RequestBody,
+}
+
+impl<'a> Request<'a> {
+    pub(crate) fn new(op: Op, method: Method, key: Option<&'a ObjectKey>) -> Self {
+        Self { op, method, key, query: Vec::new(), headers: HeaderMap::new(), body: RequestBody::Empty }
+    }
+
+    pub(crate) fn query(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.query.push((name, value.into()));
+        self
+    }
+
+    /// Adds a header. `Invalid` when the value cannot be one.
+    pub(crate) fn header(mut self, name: &'static str, value: &str) -> Result<Self> {
+        let value = HeaderValue::from_bytes(value.as_bytes())
+            .map_err(|e| Error::new(ErrorKind::Unrepresentable, self.op, format!("header {name}")).with_source(e))?;
+        self.headers.append(HeaderName::from_static(name), value);
+        Ok(self)
+    }
+}
+
+/// A good answer.
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    body: Incoming,
+    op: Op,
+    target: String,
+    idle: Duration,
+}
+
+/// The connection to one bucket.
+pub(crate) struct Wire {
+    http: Http,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) bucket: String,
+    region: String,
+    identities: Identities,
+    env: SharedEnv,
+    requester_pays: bool,
+    idle: Duration,
+    /// Seconds by which the store's clock is ahead of ours.
+    skew: AtomicI64,
+}
+
+impl fmt::Debug for Wire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wire").field("endpoint", &self.endpoint).finish_non_exhaustive()
+    }
+}
+
+impl Wire {
+    pub(crate) fn new(config: &S3Config, env: SharedEnv) -> Result<Self> {
+        let connect = Duration::from_secs(config.connect_timeout_seconds.unwrap_or(10));
+        Ok(Self {
+            http: client(config.ca_file.as_deref(), connect)?,
+            endpoint: config.endpoint()?,
+            bucket: config.bucket.clone(),
+            region: config.region().to_owned(),
+            identities: Identities::new(config.credentials.clone(), config.region(), SharedEnv::clone(&env)),
+            env,
+            requester_pays: config.requester_pays,
+            idle: Duration::from_secs(config.idle_timeout_seconds.unwrap_or(60)),
+            skew: AtomicI64::new(0),
+        })
+    }
+
+    /// What errors call a key.
+    pub(crate) fn target(&self, key: Option<&ObjectKey>) -> String {
+        key.map_or_else(|| self.bucket.clone(), |key| format!("{}/{key}", self.bucket))
+    }
+
+    /// Sends a request; anything but a 2xx answer is an error.
+    pub(crate) async fn send(&self, request: Request<'_>) -> Result<Answer> {
+        let Request { op, method, key, query, mut headers, body } = request;
+        let target = self.target(key);
+        let path = format!("{}/{}", self.endpoint.path, key.map(|k| uri::path(k.as_str())).unwrap_or_default());
+        let path = if query.is_empty() { path } else { format!("{path}?{}", uri::query(&query)) };
+        headers.insert("host", HeaderValue::from_str(&self.endpoint.host).map_err(|e| invalid(op, &target, e))?);
+        if self.requester_pays {
+            headers.insert("x-amz-request-payer", HeaderValue::from_static("requester"));
+        }
+        let (len, replay) = match &body {
+            RequestBody::Empty => (0, true),
+            RequestBody::Document(text) => (text.len() as u64, true),
+            RequestBody::Chunks(chunks) => (chunks.iter().map(|c| c.len() as u64).sum(), true),
+            RequestBody::Stream(len, _) => (*len, false),
+        };
+        let hash = match &body {
+            RequestBody::Document(text) => Some(dth_core::checksum::hex(&Sha256::digest(text))),
+            _ => None,
+        };
+        let kept = match &body {
+            RequestBody::Empty | RequestBody::Stream(..) => RequestBody::Empty,
+            RequestBody::Document(text) => RequestBody::Document(text.clone()),
+            RequestBody::Chunks(chunks) => RequestBody::Chunks(chunks.clone()),
+        };
+        let mut next = Some(body);
+        let mut again = replay;
+        loop {
+            let body = next.take().unwrap_or(RequestBody::Empty);
+            let sent = self.once(op, &method, &target, &path, &headers, body, len, hash.as_deref()).await?;
+            if sent.status.is_success() {
+                return Ok(sent);
+            }
+            let status = sent.status;
+            let answered = sent.headers.clone();
+            let document = sent.document().await.unwrap_or_default();
+            let parsed = xml::error(&document).unwrap_or_default();
+            let error = from_answer(op, target.clone(), status, &answered, &parsed);
+            // A refused identity or clock: nothing was done, so that it can be tried once with a new one.
+            let renewed = match error.kind() {
+                ErrorKind::CredentialsExpired if parsed.code == "RequestTimeTooSkewed" => self.learn_clock(&answered),
+                ErrorKind::CredentialsExpired => self.identities.forget().await,
+                _ => false,
+            };
+            if !(again && renewed) {
+                return Err(error);
+            }
+            again = false;
+            next = Some(match &kept {
+                RequestBody::Document(text) => RequestBody::Document(text.clone()),
+                RequestBody::Chunks(chunks) => RequestBody::Chunks(chunks.clone()),
+                _ => RequestBody::Empty,
+            });
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of one request")]
+    async fn once(
+        &self,
+        op: Op,
+        method: &Method,
+        target: &str,
+        path: &str,
+        headers: &HeaderMap,
+        body: RequestBody,
+        len: u64,
+        hash: Option<&str>,
+    ) -> Result<Answer> {
+        let mut builder = http::Request::builder().method(method).uri(format!("{}{path}", self.endpoint.base));
+        let out = builder.headers_mut().ok_or_else(|| invalid(op, target, "the request line is too long"))?;
+        out.clone_from(headers);
+        if let Some(identity) = self.identities.current().await? {
+            self.sign(op, target, &identity, method, path, out, hash)?;
+        }
+        if method == Method::PUT || method == Method::POST {
+            // hyper leaves it out for an empty body, and S3 answers 411.
+            out.insert("content-length", HeaderValue::from(len));
+        }
+        let request = builder.body(into_http(body)).map_err(|e| invalid(op, target, e))?;
+        let patience = self.idle + Duration::from_secs(len / SLOWEST);
+        metrics::counter!("dth_s3_requests_total", "op" => op_name(op)).increment(1);
+        let lost = |sent: bool| Error::new(ErrorKind::Unavailable, op, target).with_maybe_applied(sent && method != Method::GET && method != Method::HEAD);
+        match tokio::time::timeout(patience, self.http.request(request)).await {
+            Ok(Ok(answer)) => {
+                let (parts, body) = answer.into_parts();
+                Ok(Answer { status: parts.status, headers: parts.headers, body, op, target: target.to_owned(), idle: self.idle })
+            }
+            Ok(Err(error)) => Err(lost(maybe_sent(&error)).with_source(error)),
+            Err(_) => Err(lost(true).with_code("timeout").with_source(format!("no answer within {patience:?}"))),
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of one signature")]
+    fn sign(
+        &self,
+        op: Op,
+        target: &str,
+        identity: &Identity,
+        method: &Method,
+        path: &str,
+        headers: &mut HeaderMap,
+        hash: Option<&str>,
+    ) -> Result<()> {
+        let time = SystemTime::from(self.env.now());
+        let skew = self.skew.load(Relaxed);
+        let by = Duration::from_secs(skew.unsigned_abs());
+        let time = if skew >= 0 { time + by } else { time - by };
+        let mut settings = SigningSettings::default();
+        settings.percent_encoding_mode = PercentEncodingMode::Single;
+        settings.uri_path_normalization_mode = UriPathNormalizationMode::Disabled;
+        settings.payload_checksum_kind = PayloadChecksumKind::XAmzSha256;
+        let params = v4::SigningParams::builder().identity(identity).region(&self.region).name("s3").time(time).settings(settings);
+        let params = params.build().map_err(|e| invalid(op, target, e))?.into();
+        let mut signed = Vec::with_capacity(headers.len());
+        for (name, value) in headers.iter() {
+            let value = std::str::from_utf8(value.as_bytes()).map_err(|e| invalid(op, target, format!("header {name}: {e}")))?;
+            signed.push((name.as_str(), value));
+        }
+        let body = hash.map_or(SignableBody::UnsignedPayload, |hash| SignableBody::Precomputed(hash.to_owned()));
+        let request = SignableRequest::new(method.as_str(), path, signed.into_iter(), body).map_err(|e| invalid(op, target, e))?;
+        let (instructions, _) = sign(request, &params).map_err(|e| invalid(op, target, e))?.into_parts();
+        let (added, _) = instructions.into_parts();
+        for header in added {
+            let mut value = HeaderValue::from_str(header.value()).map_err(|e| invalid(op, target, e))?;
+            value.set_sensitive(true);
+            headers.insert(HeaderName::from_static(header.name()), value);
+        }
+        Ok(())
+    }
+
+    /// Learns how far the store's clock is from ours.
+    fn learn_clock(&self, headers: &HeaderMap) -> bool {
+        let date = headers.get("date").and_then(|v| v.to_str().ok()).and_then(super::xml::http_date);
+        let Some(theirs) = date else { return false };
+        let skew = theirs.as_second() - self.env.now().as_second();
+        self.skew.swap(skew, Relaxed) != skew
+    }
+}
+
+impl Answer {
+
+    pub(crate) fn error(&self, kind: ErrorKind, why: impl Into<BoxError>) -> Error {
+        Error::new(kind, self.op, &*self.target).with_source(why)
+    }
+
+    /// The whole answer as text.
+    pub(crate) async fn document(self) -> Result<String> {
+        let (op, target) = (self.op, self.target.clone());
+        let read = self.method_reads();
+        let mut stream = self.stream();
+        let mut all = Vec::new();
+        while let Some(chunk) = stream.next().await {
+            // The request was answered well, but how is lost.
+            let chunk = chunk.map_err(|e| Error::new(ErrorKind::Unavailable, op, &*target).with_maybe_applied(!read).with_source(e))?;
+            all.extend_from_slice(&chunk);
+            if all.len() as u64 > MAX_DOCUMENT {
+                return Err(Error::new(ErrorKind::Corrupt, op, target).with_source("the answer is larger than any document of S3"));
+            }
+        }
+        String::from_utf8(all).map_err(|e| Error::new(ErrorKind::Corrupt, op, target).with_source(e))
+    }
+
+    fn method_reads(&self) -> bool {
+        matches!(self.op, Op::List | Op::Head | Op::Read | Op::Tags | Op::ListParts | Op::ListUploads)
+    }
+
+    /// The body as it arrives; given up when nothing comes for the idle time.
+    pub(crate) fn stream(self) -> ByteStream {
+        let Self { body, op, target, idle, .. } = self;
+        let broken = move |target: &str, why: BoxError| Error::new(ErrorKind::Unavailable, op, target).with_source(why);
+        stream::try_unfold((body, target), move |(mut body, target)| async move {
+            loop {
+                return match tokio::time::timeout(idle, body.frame()).await {
+                    Err(_) => Err(broken(&target, format!("no byte for {idle:?}").into())),
+                    Ok(None) => Ok(None),
+                    Ok(Some(Err(error))) => Err(broken(&target, error.into())),
+                    Ok(Some(Ok(frame))) => match frame.into_data() {
+                        Ok(data) if !data.is_empty() => Ok(Some((data, (body, target)))),
+                        _ => continue,
+                    },
+                };
+            }
+        })
+        .boxed()
+    }
+}
+
+fn invalid(op: Op, target: &str, why: impl Into<BoxError>) -> Error {
+    Error::new(ErrorKind::Invalid, op, target).with_source(why)
+}
+
+fn op_name(op: Op) -> String {
+    format!("{op:?}")
+}
+
+/// `false` when no byte of the request can have reached the server's application.
+fn maybe_sent(error: &hyper_util::client::legacy::Error) -> bool {
+    if error.is_connect() || error.connect_info().is_none() {
+        return false;
+    }
+    let cause = std::error::Error::source(error).and_then(|e| e.downcast_ref::<hyper::Error>());
+    // Cancelled: still queued when the connection died.
+    !cause.is_some_and(hyper::Error::is_canceled)
+}
+
+fn into_http(body: RequestBody) -> HttpBody {
+    match body {
+        RequestBody::Empty => full(Bytes::new()),
+        RequestBody::Document(text) => full(text.into()),
+        RequestBody::Chunks(chunks) if chunks.len() <= 1 => full(chunks.into_iter().next().unwrap_or_default()),
+        RequestBody::Chunks(chunks) => {
+            let left = chunks.iter().map(|c| c.len() as u64).sum();
+            Counted { stream: stream::iter(chunks.into_iter().map(Ok::<_, Error>)), left }.boxed_unsync()
+        }
+        RequestBody::Stream(left, stream) => Counted { stream, left }.boxed_unsync(),
+    }
+}
+
+fn full(bytes: Bytes) -> HttpBody {
+    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// A stream of known length, so that hyper writes `Content-Length`; one that ends early is an error, never a short body.
+struct Counted<S> {
+    stream: S,
+    left: u64,
+}
+
+impl<S: Stream<Item = Result<Bytes>> + Unpin> http_body::Body for Counted<S> {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match std::task::ready!(Pin::new(&mut self.stream).poll_next(cx)) {
+            None if self.left > 0 => Poll::Ready(Some(Err("the body ended early".into()))),
+            None => Poll::Ready(None),
+            Some(Err(error)) => Poll::Ready(Some(Err(error.into()))),
+            Some(Ok(bytes)) => match self.left.checked_sub(bytes.len() as u64) {
+                Some(left) => {
+                    self.left = left;
+                    Poll::Ready(Some(Ok(Frame::data(bytes))))
+                }
+                None => Poll::Ready(Some(Err("the body is too long".into()))),
+            },
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+}

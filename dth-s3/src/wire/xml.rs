@@ -1,0 +1,153 @@
+//! XML of S3, read leniently where stores write what XML 1.0 forbids, and strictly where a truncated answer could be taken
+//! for a short one.
+
+use crate::error::ErrorBody;
+use dth_core::object::ETag;
+use jiff::Timestamp;
+use quick_xml::{
+    Reader,
+    escape::resolve_xml_entity,
+    events::Event,
+};
+
+/// An element with its text and children. Documents of S3 are small and flat: a page of 1,000 keys is 0.3 MB.
+#[derive(Debug, Default)]
+pub(crate) struct Element {
+    name: String,
+    text: String,
+    children: Vec<Element>,
+}
+
+/// Reads a document; what is wrong with it otherwise.
+pub(crate) fn parse(document: &str) -> Result<Element, String> {
+    let mut reader = Reader::from_str(document);
+    let mut open: Vec<Element> = Vec::new();
+    loop {
+        match reader.read_event().map_err(|e| e.to_string())? {
+            Event::Start(start) => {
+                if open.len() > 16 {
+                    return Err("elements nest too deeply".into());
+                }
+                open.push(Element { name: start.local_name().as_ref().to_owned(), ..Element::default() });
+            }
+            Event::Empty(empty) => {
+                let element = Element { name: empty.local_name().as_ref().to_owned(), ..Element::default() };
+                match open.last_mut() {
+                    Some(parent) => parent.children.push(element),
+                    None => return Ok(element),
+                }
+            }
+            Event::End(_) => {
+                let element = open.pop().ok_or("an end without a beginning")?;
+                match open.last_mut() {
+                    Some(parent) => parent.children.push(element),
+                    None => return Ok(element),
+                }
+            }
+            Event::Text(text) => push(&mut open, &text),
+            Event::CData(text) => push(&mut open, &text),
+            Event::GeneralRef(entity) => {
+                if let Some(c) = entity.resolve_char_ref().map_err(|e| e.to_string())? {
+                    push(&mut open, c.encode_utf8(&mut [0; 4]));
+                } else {
+                    let text = resolve_xml_entity(&entity).ok_or_else(|| format!("unknown entity `{}`", &*entity))?;
+                    push(&mut open, text);
+                }
+            }
+            Event::DocType(_) => return Err("a document type is not expected".into()),
+            Event::Eof => return Err("the document ends early".into()),
+            Event::Decl(_) | Event::Comment(_) | Event::PI(_) => {}
+        }
+    }
+}
+
+fn push(open: &mut [Element], text: &str) {
+    if let Some(element) = open.last_mut() {
+        // White space between elements is no text of anybody.
+        if element.children.is_empty() {
+            element.text.push_str(text);
+        }
+    }
+}
+
+impl Element {
+    pub(crate) fn is(&self, name: &str) -> bool {
+        self.name == name
+    }
+
+    pub(crate) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Element> {
+        self.children.iter().filter(move |c| c.name == name)
+    }
+
+    /// The text of a child.
+    pub(crate) fn text(&self, name: &str) -> Option<&str> {
+        self.children.iter().find(|c| c.name == name).map(|c| c.text.as_str())
+    }
+
+    /// The text of a child, where it is not empty.
+    pub(crate) fn filled(&self, name: &str) -> Option<&str> {
+        self.text(name).filter(|t| !t.is_empty())
+    }
+
+    pub(crate) fn etag(&self, name: &str) -> Option<ETag> {
+        self.text(name).map(ETag::new).filter(|e| !e.as_str().is_empty())
+    }
+
+    pub(crate) fn time(&self, name: &str) -> Option<Timestamp> {
+        self.text(name)?.trim().parse().ok()
+    }
+}
+
+/// An error document; `None` when it is none.
+pub(crate) fn error(document: &str) -> Option<ErrorBody> {
+    let root = parse(document).ok()?;
+    root.is("Error").then(|| ErrorBody {
+        code: root.text("Code").unwrap_or_default().trim().to_owned(),
+        message: root.text("Message").unwrap_or_default().trim().to_owned(),
+        region: root.filled("Region").map(|r| r.trim().to_owned()),
+    })
+}
+
+/// The date of an HTTP header.
+pub(crate) fn http_date(text: &str) -> Option<Timestamp> {
+    jiff::fmt::rfc2822::DateTimeParser::new().relaxed_weekday(true).parse_timestamp(text).ok()
+}
+
+/// Text as it may stand inside an element.
+pub(crate) fn escape(text: &str) -> String {
+    quick_xml::escape::escape(text).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forbidden_characters_and_entities_are_read() {
+        let root = parse("<?xml version=\"1.0\"?>\n<A xmlns=\"x\"> <K>a&amp;b&#x1;&#10; <![CDATA[<c>]]></K>\n<E>&quot;x&quot;</E></A>").unwrap();
+        assert_eq!(root.text("K"), Some("a&b\u{1}\n <c>"));
+        assert_eq!(root.etag("E"), Some(ETag::new("x")));
+    }
+
+    #[test]
+    fn a_truncated_document_is_an_error_at_every_byte() {
+        let document = "<L><C><Key>a&amp;b</Key></C><IsTruncated>false</IsTruncated></L>";
+        for end in 0..document.len() {
+            assert!(parse(&document[..end]).is_err(), "{end}");
+        }
+        assert!(parse(document).is_ok());
+    }
+
+    #[test]
+    fn errors_are_found_behind_keep_alive_space() {
+        let found = error("<?xml version=\"1.0\"?>\n   \n<Error><Code>InternalError</Code><Message>m</Message></Error>").unwrap();
+        assert_eq!((found.code.as_str(), found.message.as_str()), ("InternalError", "m"));
+        assert_eq!(error("<CompleteMultipartUploadResult/>"), None);
+        assert_eq!(error("no xml"), None);
+    }
+
+    #[test]
+    fn http_dates() {
+        assert_eq!(http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap().as_second(), 784_111_777);
+    }
+}
