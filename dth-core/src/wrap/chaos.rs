@@ -238,6 +238,8 @@ impl<T: Source + ?Sized> Source for Chaos<T> {
         } else if len > 0 && self.weather.strikes(|f| f.flip, "bit flipped") {
             let mut at = random_below(&*self.weather.env, len) as usize;
             let mut open = true;
+            // Any wrong byte: the same wrong bit twice in a tiny part would look like damage at the source.
+            let wrong = 1 + random_below(&*self.weather.env, 255) as u8;
             let flipped = read.body.map(move |chunk| {
                 chunk.map(|c| {
                     if !open || at >= c.len() {
@@ -246,7 +248,7 @@ impl<T: Source + ?Sized> Source for Chaos<T> {
                     }
                     open = false;
                     let mut bytes = c.to_vec();
-                    bytes[at] ^= 0x10;
+                    bytes[at] ^= wrong;
                     Bytes::from(bytes)
                 })
             });
