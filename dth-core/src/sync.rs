@@ -1,0 +1,204 @@
+//! Source to sink inside one program: no queue to run, no process to start.
+//!
+//! ```
+//! use dth_core::{memory::MemoryStore, sync::Sync};
+//! use std::sync::Arc;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> dth_core::error::Result<()> {
+//! let (source, sink) = (MemoryStore::default(), MemoryStore::default());
+//! source.insert("a/b", "hello");
+//! let report = Sync::new(Arc::new(source), Arc::new(sink.clone())).run().await?;
+//! assert!(report.is_success());
+//! assert_eq!(sink.get(&"a/b".into()).unwrap().body, "hello");
+//! # Ok(())
+//! # }
+//! ```
+
+use crate::{
+    env::{SharedEnv, SystemEnv},
+    error::Result,
+    events::Events,
+    finder::{Finder, FinderSettings},
+    job::{Job, Seen},
+    key_map::KeyMap,
+    memory::{MemoryQueue, MemoryState},
+    object::ObjectKey,
+    plan::cost::{Plan, Prices},
+    queue::Queue,
+    report::Report,
+    runs,
+    scope::TaskScope,
+    sink::Sink,
+    source::Source,
+    state::{RunId, StateStore},
+    sweep::{SweepReport, sweep},
+    transfer::{Ended, Journal, Transfer},
+    worker::{Worker, WorkerSettings},
+};
+use std::{sync::Arc, time::Duration};
+use tokio_util::sync::CancellationToken;
+
+/// One task: a source, a sink, and what lies between them.
+#[derive(Debug, Clone)]
+pub struct Sync {
+    source: Arc<dyn Source>,
+    sink: Arc<dyn Sink>,
+    queue: Arc<dyn Queue>,
+    state: Arc<dyn StateStore>,
+    keys: KeyMap,
+    env: SharedEnv,
+    finder: FinderSettings,
+    worker: WorkerSettings,
+    events: Events,
+    stop: CancellationToken,
+}
+
+impl Sync {
+    /// A task that remembers nothing after it: state and queue are in memory, and objects that are done are forgotten.
+    pub fn new(source: Arc<dyn Source>, sink: Arc<dyn Sink>) -> Self {
+        Self {
+            source,
+            sink,
+            queue: Arc::new(MemoryQueue::new()),
+            state: Arc::new(MemoryState::forgetting_done()),
+            keys: KeyMap::default(),
+            env: Arc::new(SystemEnv),
+            finder: FinderSettings::default(),
+            worker: WorkerSettings::default(),
+            events: Events::default(),
+            stop: CancellationToken::new(),
+        }
+    }
+
+    /// Keeps queue and state elsewhere, so that an interrupted run is resumed and a later one knows what was copied.
+    pub fn with_state(mut self, queue: Arc<dyn Queue>, state: Arc<dyn StateStore>) -> Self {
+        self.queue = queue;
+        self.state = state;
+        self
+    }
+
+    /// Sets how source keys become destination keys.
+    pub fn with_keys(mut self, keys: KeyMap) -> Self {
+        self.keys = keys;
+        self
+    }
+
+    /// Sets clock and randomness.
+    pub fn with_env(mut self, env: SharedEnv) -> Self {
+        self.env = env;
+        self
+    }
+
+    /// Sets how it finds.
+    pub fn with_finder(mut self, settings: FinderSettings) -> Self {
+        self.finder = settings;
+        self
+    }
+
+    /// Sets how it moves. The worker takes the finder's prefix.
+    pub fn with_worker(mut self, settings: WorkerSettings) -> Self {
+        self.worker = settings;
+        self
+    }
+
+    /// Stops, with draining, when this token is cancelled; the run can be resumed.
+    pub fn with_stop(mut self, stop: CancellationToken) -> Self {
+        self.stop = stop;
+        self
+    }
+
+    /// What happens, as it happens.
+    pub fn events(&self) -> &Events {
+        &self.events
+    }
+
+    /// The finder of this task.
+    pub fn finder(&self) -> Result<Finder> {
+        let (source, sink): (Arc<dyn crate::index::Index>, Arc<dyn crate::index::Index>) =
+            (Arc::clone(&self.source) as _, Arc::clone(&self.sink) as _);
+        Finder::builder(source, sink, Arc::clone(&self.queue), Arc::clone(&self.state))
+            .with_keys(self.keys.clone())
+            .with_env(Arc::clone(&self.env))
+            .with_settings(self.finder.clone())
+            .with_events(self.events.clone())
+            .build()
+    }
+
+    /// A worker of this task.
+    pub fn worker(&self) -> Result<Worker> {
+        let settings = WorkerSettings { prefix: self.finder.prefix.clone(), ..self.worker.clone() };
+        Worker::builder(Arc::clone(&self.source), Arc::clone(&self.sink), Arc::clone(&self.queue), Arc::clone(&self.state))
+            .with_keys(self.keys.clone())
+            .with_env(Arc::clone(&self.env))
+            .with_settings(settings)
+            .with_events(self.events.clone())
+            .build()
+    }
+
+    /// What a run would do and cost, without doing it.
+    pub async fn plan(&self, prices: &Prices) -> Result<Plan> {
+        self.finder()?.plan(self.worker.transfer.single_max, self.worker.transfer.part_size, prices).await
+    }
+
+    /// Finds and moves everything, then sweeps our own unfinished uploads. An interrupted run of this state is resumed.
+    ///
+    /// An error means that the run could not be carried on (its state is kept); objects that failed are in the report.
+    pub async fn run(&self) -> Result<Report> {
+        let finder = self.finder()?;
+        let id = match self.unfinished().await? {
+            Some(id) => id,
+            None => finder.start().await?,
+        };
+        let worker = self.worker()?;
+        let drain = self.stop.child_token();
+        let mut scope = TaskScope::new();
+        let working = drain.clone();
+        scope.spawn(async move { worker.run(working).await });
+        let found = finder.resume(&id, &self.stop).await;
+        let waited = match found {
+            Ok(_) => {
+                tokio::select! {
+                    biased;
+                    () = self.stop.cancelled() => Ok(()),
+                    run = runs::wait(&*self.state, &id, &*self.env, &self.finder.retry) => run.map(drop),
+                }
+            }
+            Err(error) => Err(error),
+        };
+        drain.cancel();
+        scope.join_all().await;
+        waited?;
+        let run = runs::settle(&*self.state, &id, &*self.env, &self.finder.retry).await?;
+        if run.is_settled() {
+            self.sweep(Duration::ZERO).await?;
+        }
+        Ok(Report::new(run))
+    }
+
+    /// Aborts our own unfinished uploads older than `age` that nobody will finish.
+    pub async fn sweep(&self, age: Duration) -> Result<SweepReport> {
+        let retry = self.finder.retry;
+        sweep(&*self.sink, &*self.state, &self.keys, &self.finder.prefix, age, &*self.env, &retry).await
+    }
+
+    async fn unfinished(&self) -> Result<Option<RunId>> {
+        use crate::state::RunState::{Finding, Transferring};
+        let runs = self.finder.retry.run(&*self.env, || self.state.runs(1)).await?;
+        Ok(runs.into_iter().find(|r| matches!(r.state, Finding | Transferring)).map(|r| r.id))
+    }
+
+    /// Moves one object now, without queue or record; the answer says how it ended and how strongly it was verified.
+    pub async fn copy_one(&self, key: &ObjectKey) -> Result<Ended> {
+        let transfer = Transfer::new(
+            Arc::clone(&self.source),
+            Arc::clone(&self.sink),
+            self.keys.clone(),
+            Arc::clone(&self.env),
+            self.worker.transfer.clone(),
+        );
+        let entry = self.source.head(key, None).await?.entry;
+        let mut journal = Journal::detached(key, self.env.now());
+        transfer.run(&Job::copy(&entry, Seen::Unknown), &mut journal).await
+    }
+}
