@@ -1,6 +1,9 @@
 //! What happens, as a typed stream for progress bars, logs and user interfaces.
 
-use crate::{object::ObjectKey, state::{Outcome, RunId}};
+use crate::{
+    object::ObjectKey,
+    state::{Outcome, RunId},
+};
 use tokio::sync::broadcast;
 
 /// One thing that happened.

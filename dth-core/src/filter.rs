@@ -49,9 +49,9 @@ impl Filter {
         self.include.as_ref().is_none_or(|set| set.is_match(key))
             && self.exclude.as_ref().is_none_or(|set| !set.is_match(key))
             && entry.size.is_none_or(|size| s.min_size.is_none_or(|least| size >= least) && s.max_size.is_none_or(|most| size <= most))
-            && entry.modified.is_none_or(|at| {
-                s.modified_since.is_none_or(|since| at >= since) && s.modified_before.is_none_or(|before| at < before)
-            })
+            && entry
+                .modified
+                .is_none_or(|at| s.modified_since.is_none_or(|since| at >= since) && s.modified_before.is_none_or(|before| at < before))
     }
 }
 
@@ -61,9 +61,11 @@ fn globs(setting: &str, patterns: &[String]) -> Result<Option<GlobSet>> {
     }
     let mut set = GlobSetBuilder::new();
     for pattern in patterns {
-        let glob = GlobBuilder::new(pattern).literal_separator(true).backslash_escape(true).build().map_err(|e| {
-            Error::new(ErrorKind::Invalid, Op::Configure, format!("{setting} = {pattern}")).with_source(e)
-        })?;
+        let glob = GlobBuilder::new(pattern)
+            .literal_separator(true)
+            .backslash_escape(true)
+            .build()
+            .map_err(|e| Error::new(ErrorKind::Invalid, Op::Configure, format!("{setting} = {pattern}")).with_source(e))?;
         set.add(glob);
     }
     set.build().map(Some).map_err(|e| Error::new(ErrorKind::Invalid, Op::Configure, setting).with_source(e))

@@ -186,15 +186,7 @@ impl Pack {
                 if key.as_str().is_empty() {
                     return Err(Error::new(ErrorKind::Invalid, Op::Receive, excerpt(body)).with_source("the key is empty"));
                 }
-                let job = Job {
-                    key,
-                    size,
-                    etag: None,
-                    destination: Seen::Unknown,
-                    action: Action::Copy,
-                    attempts: 0,
-                    origin: None,
-                };
+                let job = Job { key, size, etag: None, destination: Seen::Unknown, action: Action::Copy, attempts: 0, origin: None };
                 Ok(Self::new(env, None, vec![job]))
             }
             Some(v) if v.as_u64() == Some(u64::from(Self::VERSION)) => {
@@ -204,10 +196,8 @@ impl Pack {
                 }
                 Ok(pack)
             }
-            Some(v) => Err(Error::new(ErrorKind::Invalid, Op::Receive, excerpt(body)).with_source(format!(
-                "message version {v} is not known to this worker (it knows {}): update the worker",
-                Self::VERSION
-            ))),
+            Some(v) => Err(Error::new(ErrorKind::Invalid, Op::Receive, excerpt(body))
+                .with_source(format!("message version {v} is not known to this worker (it knows {}): update the worker", Self::VERSION))),
         }
     }
 }

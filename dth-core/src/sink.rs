@@ -200,14 +200,7 @@ pub trait Sink: Index {
     }
 
     /// Stores one part. The same number may be stored again; the last one counts.
-    async fn put_part(
-        &self,
-        key: &ObjectKey,
-        _upload: &UploadId,
-        _number: u32,
-        _body: Body,
-        _checksum: Option<&Checksum>,
-    ) -> Result<Part> {
+    async fn put_part(&self, key: &ObjectKey, _upload: &UploadId, _number: u32, _body: Body, _checksum: Option<&Checksum>) -> Result<Part> {
         Err(unsupported(Op::PutPart, key))
     }
 
@@ -222,13 +215,7 @@ pub trait Sink: Index {
     }
 
     /// Makes the object of the parts. `NotFound` when the upload ended: perhaps by an earlier call whose answer was lost.
-    async fn complete_upload(
-        &self,
-        key: &ObjectKey,
-        _upload: &UploadId,
-        _parts: &[Part],
-        _options: &PutOptions,
-    ) -> Result<Written> {
+    async fn complete_upload(&self, key: &ObjectKey, _upload: &UploadId, _parts: &[Part], _options: &PutOptions) -> Result<Written> {
         Err(unsupported(Op::CompleteUpload, key))
     }
 

@@ -395,14 +395,7 @@ pub struct Run {
 impl Run {
     /// A run that begins now.
     pub fn new(id: RunId, now: Timestamp) -> Self {
-        Self {
-            id,
-            state: RunState::Finding,
-            started: now,
-            ended: None,
-            totals: FinderTotals::default(),
-            outcomes: BTreeMap::new(),
-        }
+        Self { id, state: RunState::Finding, started: now, ended: None, totals: FinderTotals::default(), outcomes: BTreeMap::new() }
     }
 
     /// Jobs that have ended.

@@ -69,9 +69,9 @@ pub async fn sweep(
             };
             let under_way = record.status == Status::Started && record.upload.as_ref().is_some_and(|u| u.id.as_ref() == Some(&upload.id));
             let since = record.uploads_since.unwrap_or_else(|| env.now());
-            let young = upload.begun.is_some_and(|at| {
-                at.saturating_add(age).unwrap_or(at) > env.now() || at.saturating_add(SKEW).unwrap_or(at) < since
-            });
+            let young = upload
+                .begun
+                .is_some_and(|at| at.saturating_add(age).unwrap_or(at) > env.now() || at.saturating_add(SKEW).unwrap_or(at) < since);
             if under_way {
                 report.under_way += 1;
             } else if young && !age.is_zero() {

@@ -187,12 +187,7 @@ mod tests {
     use super::*;
 
     fn base(region: &str, endpoint: Option<&str>, bucket: &str) -> String {
-        let config = S3Config {
-            bucket: bucket.into(),
-            region: region.into(),
-            endpoint: endpoint.map(Into::into),
-            ..S3Config::default()
-        };
+        let config = S3Config { bucket: bucket.into(), region: region.into(), endpoint: endpoint.map(Into::into), ..S3Config::default() };
         config.endpoint().map_or_else(|e| e.chain(), |e| format!("{}{}", e.base, e.path))
     }
 
@@ -204,7 +199,9 @@ mod tests {
         assert_eq!(base("us-gov-west-1", None, "a.b"), "https://s3.us-gov-west-1.amazonaws.com/a.b");
         assert_eq!(base("", Some("http://127.0.0.1:9000"), "b"), "http://127.0.0.1:9000/b");
         assert_eq!(base("", Some("minio.example/"), "b"), "https://minio.example/b");
-        for (endpoint, bucket, named) in [("ftp://x", "b", "endpoint"), ("http://x/y", "b", "endpoint"), ("http://u@x", "b", "endpoint"), ("http://x", "a/b", "bucket")] {
+        for (endpoint, bucket, named) in
+            [("ftp://x", "b", "endpoint"), ("http://x/y", "b", "endpoint"), ("http://u@x", "b", "endpoint"), ("http://x", "a/b", "bucket")]
+        {
             assert!(base("", Some(endpoint), bucket).contains(named), "{endpoint} {bucket}");
         }
     }

@@ -7,7 +7,10 @@ use dth_core::{
     env::SharedEnv,
     error::{Error, ErrorKind, Op, Result},
 };
-use std::{fmt, time::{Duration, SystemTime}};
+use std::{
+    fmt,
+    time::{Duration, SystemTime},
+};
 use tokio::sync::RwLock;
 
 /// Temporary credentials are renewed so long before they expire.
@@ -98,9 +101,10 @@ impl Identities {
             chain = chain.profile_name(profile);
         }
         let chain = chain.build().await;
-        chain.provide_credentials().await.map_err(|error| {
-            Error::new(ErrorKind::CredentialsExpired, Op::Configure, "credentials (default chain)").with_source(error)
-        })
+        chain
+            .provide_credentials()
+            .await
+            .map_err(|error| Error::new(ErrorKind::CredentialsExpired, Op::Configure, "credentials (default chain)").with_source(error))
     }
 }
 

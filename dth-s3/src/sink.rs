@@ -11,9 +11,7 @@ use dth_core::{
     checksum::{Algorithm, Checksum},
     error::{Error, ErrorKind, Op, Result},
     object::{ETag, ObjectKey, Tags},
-    sink::{
-        Body, Condition, Conditions, MultipartLimits, OpenUpload, Part, PutOptions, Sink, SinkCapability, UploadId, Written,
-    },
+    sink::{Body, Condition, Conditions, MultipartLimits, OpenUpload, Part, PutOptions, Sink, SinkCapability, UploadId, Written},
     source::CopyOrigin,
 };
 use http::{HeaderMap, Method};
@@ -74,9 +72,8 @@ impl S3Store {
             let status = http::StatusCode::INTERNAL_SERVER_ERROR;
             return Err(crate::error::from_answer(op, self.wire.target(Some(key)), status, &headers, &body));
         }
-        let lost = |why: String| {
-            Error::new(ErrorKind::Unavailable, op, self.wire.target(Some(key))).with_maybe_applied(true).with_source(why)
-        };
+        let lost =
+            |why: String| Error::new(ErrorKind::Unavailable, op, self.wire.target(Some(key))).with_maybe_applied(true).with_source(why);
         let element = xml::parse(&document).map_err(lost)?;
         if element.is(root) { Ok(element) } else { Err(lost(format!("the answer is no {root}"))) }
     }
@@ -158,9 +155,8 @@ impl Sink for S3Store {
 
     async fn put_part(&self, key: &ObjectKey, upload: &UploadId, number: u32, body: Body, sum: Option<&Checksum>) -> Result<Part> {
         let size = body.len();
-        let mut request = Request::new(Op::PutPart, Method::PUT, Some(key))
-            .query("partNumber", number.to_string())
-            .query("uploadId", upload.as_str());
+        let mut request =
+            Request::new(Op::PutPart, Method::PUT, Some(key)).query("partNumber", number.to_string()).query("uploadId", upload.as_str());
         if let Some(sum) = sum {
             headers::put_checksum(&mut request.headers, sum);
         }

@@ -54,7 +54,9 @@ impl S3Store {
             ));
         }
         match self.wire.send(request).await {
-            Err(error) if error.code().is_some_and(|c| c.ends_with("BucketAlreadyOwnedByYou") || c.ends_with("BucketAlreadyExists")) => Ok(()),
+            Err(error) if error.code().is_some_and(|c| c.ends_with("BucketAlreadyOwnedByYou") || c.ends_with("BucketAlreadyExists")) => {
+                Ok(())
+            }
             answer => answer.map(drop),
         }
     }

@@ -110,7 +110,9 @@ pub fn apply(settings: &mut Settings, values: BTreeMap<String, String>) -> anyho
             "DEST_IN_CURRENT_ACCOUNT" if flag()? => s.destination.credentials = CredentialsConfig::DefaultChain { profile: None },
             "SRC_CREDENTIALS" | "DEST_CREDENTIALS" if !value.is_empty() => {
                 // Never another identity in its place.
-                bail!("{name} = `{value}`: secrets of AWS Secrets Manager are not read by these examples; name the credentials in [source.credentials] and [destination.credentials]")
+                bail!(
+                    "{name} = `{value}`: secrets of AWS Secrets Manager are not read by these examples; name the credentials in [source.credentials] and [destination.credentials]"
+                )
             }
             _ => {}
         }

@@ -6,6 +6,7 @@ pub mod settings;
 
 use dth_core::{
     events::{Event, Events},
+    plan::cost::Plan,
     report::{Report, human_bytes},
     scope::TaskScope,
 };
@@ -91,6 +92,28 @@ pub fn finish(report: &Report, json: bool) -> anyhow::Result<ExitCode> {
         print!("{report}");
     }
     Ok(exit_code(report))
+}
+
+/// A plan as text or JSON.
+pub fn plan_text(plan: &Plan, json: bool) -> anyhow::Result<String> {
+    if json {
+        return Ok(serde_json::to_string_pretty(plan)?);
+    }
+    let (t, r) = (&plan.totals, &plan.requests);
+    let skipped: u64 = t.skipped.values().map(|t| t.objects).sum();
+    Ok(format!(
+        "listed {}, unchanged {}, skipped {skipped}, to be moved {} ({}), not comparable {}, to be deleted {}\nrequests: {} LIST, {} GET, {} PUT and POST; about ${:.4}",
+        t.listed.objects,
+        t.unchanged.objects,
+        t.queued.objects,
+        human_bytes(t.queued.bytes),
+        t.unknown.objects,
+        t.extra_queued.objects,
+        r.source_list + r.destination_list,
+        r.get,
+        r.put,
+        plan.cost
+    ))
 }
 
 /// How a process ends that carried a run out.

@@ -1,11 +1,16 @@
 //! One TOML file for all binaries.
 
 use anyhow::Context;
-use dth_core::{finder::FinderSettings, key_map::KeyMap, plan::cost::Prices, state::StateStore, queue::Queue, sync::Sync, worker::WorkerSettings};
+use dth_core::{
+    finder::FinderSettings, key_map::KeyMap, plan::cost::Prices, queue::Queue, state::StateStore, sync::Sync, worker::WorkerSettings,
+};
 use dth_s3::{S3Config, S3Store};
 use dth_state::Sqlite;
 use serde::{Deserialize, Serialize};
-use std::{path::{Path, PathBuf}, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// A task: both sides, where its state lies, and how it is done.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

@@ -27,17 +27,8 @@ pub(super) struct Lister {
 
 impl Lister {
     pub(super) fn new(index: Arc<dyn Index>, env: SharedEnv, retry: RetryPolicy, prefix: String, after: Option<ObjectKey>) -> Self {
-        let mut lister = Self {
-            index,
-            env,
-            retry,
-            prefix,
-            page: VecDeque::new(),
-            fetch: JoinSet::new(),
-            last: after.clone(),
-            ended: false,
-            pages: 0,
-        };
+        let mut lister =
+            Self { index, env, retry, prefix, page: VecDeque::new(), fetch: JoinSet::new(), last: after.clone(), ended: false, pages: 0 };
         let capability = lister.index.index_capability();
         let from = match after {
             Some(key) if capability.start_after && capability.order == ListOrder::Bytes => ListFrom::After(key),

@@ -301,8 +301,7 @@ impl Inner {
         let (new_shards, mut arriving) = mpsc::unbounded_channel();
         let slots = self.settings.shards.max(1);
         let next = shards.iter().map(|s| s.id as usize + 1).max().unwrap_or(0);
-        let shared =
-            Arc::new(Shared { output, idle: AtomicUsize::new(slots), next_shard: AtomicUsize::new(next), new_shards });
+        let shared = Arc::new(Shared { output, idle: AtomicUsize::new(slots), next_shard: AtomicUsize::new(next), new_shards });
         let mut waiting: Vec<Shard> = shards.into_iter().filter(|s| !s.done).rev().collect();
         let mut running: JoinSet<Result<()>> = JoinSet::new();
         loop {
@@ -339,7 +338,11 @@ impl Inner {
         let run = retry.run(&*self.env, || self.state.run(id)).await?;
         let go = run.totals.extra_queued.objects <= self.settings.max_delete;
         if !go && !run.totals.deletes_withheld {
-            tracing::error!(extra = run.totals.extra_queued.objects, max_delete = self.settings.max_delete, "too many deletions: none is done");
+            tracing::error!(
+                extra = run.totals.extra_queued.objects,
+                max_delete = self.settings.max_delete,
+                "too many deletions: none is done"
+            );
             let mut step = Advance::default();
             step.totals.deletes_withheld = true;
             retry.run(&*self.env, || self.state.advance(id, &step)).await?;

@@ -16,8 +16,7 @@ use std::{
 };
 
 /// Storage classes that must be restored before they can be read (Amazon S3, Alibaba OSS, Tencent COS, Huawei OBS).
-const ARCHIVED: [&str; 8] =
-    ["GLACIER", "DEEP_ARCHIVE", "ARCHIVE", "Archive", "ColdArchive", "DeepColdArchive", "COLD_ARCHIVE", "COLD"];
+const ARCHIVED: [&str; 8] = ["GLACIER", "DEEP_ARCHIVE", "ARCHIVE", "Archive", "ColdArchive", "DeepColdArchive", "COLD_ARCHIVE", "COLD"];
 
 /// Pages between two steps when nothing differs; a finder that died lists at most so many again.
 const STEP_PAGES: u64 = 8;
@@ -265,7 +264,8 @@ impl Inner {
                     return Ok(());
                 }
             }
-            let Some(pause) = retry.pause(&error, tried, &*self.env).filter(|_| error.kind() != crate::error::ErrorKind::Precondition) else {
+            let Some(pause) = retry.pause(&error, tried, &*self.env).filter(|_| error.kind() != crate::error::ErrorKind::Precondition)
+            else {
                 return Err(error);
             };
             tokio::time::sleep(pause).await;
@@ -285,8 +285,7 @@ impl Inner {
     async fn split(&self, walk: &mut Walk, shared: &Shared, position: &ObjectKey) -> Result<()> {
         walk.split_at = walk.pages * 2;
         let Some(middle) = midpoint(position.as_str(), walk.shard.until.as_ref().map(ObjectKey::as_str)) else { return Ok(()) };
-        let request =
-            ListRequest { prefix: self.settings.prefix.clone(), from: ListFrom::After(ObjectKey::new(middle)), max: Some(1) };
+        let request = ListRequest { prefix: self.settings.prefix.clone(), from: ListFrom::After(ObjectKey::new(middle)), max: Some(1) };
         let probe = self.settings.retry.run(&*self.env, || self.source.list(&request)).await?;
         walk.totals.source_pages += 1;
         let Some(cut) = probe.entries.into_iter().next().map(|e| e.key) else { return Ok(()) };

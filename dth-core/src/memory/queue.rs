@@ -181,12 +181,8 @@ impl Queue for MemoryQueue {
         if let Some(id) = state.live(&delivery.receipt)
             && let Some(message) = state.remove(id)
         {
-            let dead = DeadLetter {
-                id: id.to_string(),
-                body: message.body.to_string(),
-                reason: reason.to_owned(),
-                receives: message.receives,
-            };
+            let dead =
+                DeadLetter { id: id.to_string(), body: message.body.to_string(), reason: reason.to_owned(), receives: message.receives };
             state.dead.insert(id, dead);
         }
         Ok(())

@@ -138,7 +138,11 @@ impl StateStore for MemoryState {
                 state.count(&record.run, end);
             }
             let forget = self.forget_done && matches!(record.status, Status::Done | Status::Deleted) && record.uploads_since.is_none();
-            if forget { state.records.remove(&record.key) } else { state.records.insert(record.key.clone(), record) };
+            if forget {
+                state.records.remove(&record.key)
+            } else {
+                state.records.insert(record.key.clone(), record)
+            };
         }
         Ok(Committed::Written(results))
     }

@@ -6,9 +6,7 @@ use crate::{
     error::{Error, ErrorKind, Op, Result},
     index::{Index, IndexCapability, ListFrom, ListOrder, ListPage, ListRequest},
     object::{Attributes, ETag, Entry, EtagKind, ObjectInfo, ObjectKey, Tags, VersionId},
-    sink::{
-        Body, Condition, Conditions, MultipartLimits, OpenUpload, Part, PutOptions, Sink, SinkCapability, UploadId, Written,
-    },
+    sink::{Body, Condition, Conditions, MultipartLimits, OpenUpload, Part, PutOptions, Sink, SinkCapability, UploadId, Written},
     source::{Read, ReadOptions, ReadRange, Source, SourceCapability},
 };
 use async_trait::async_trait;

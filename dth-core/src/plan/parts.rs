@@ -26,9 +26,8 @@ impl PartPlan {
         let least = if least > MIB { least.next_multiple_of(MIB) } else { least };
         let part_size = preferred.clamp(limits.min_part.min(limits.max_part), limits.max_part).max(least).max(1);
         if part_size > limits.max_part {
-            return Err(Error::new(ErrorKind::Unrepresentable, Op::Plan, format!("object of {size} bytes")).with_source(
-                format!("the destination takes at most {} parts of {} bytes", limits.max_parts, limits.max_part),
-            ));
+            return Err(Error::new(ErrorKind::Unrepresentable, Op::Plan, format!("object of {size} bytes"))
+                .with_source(format!("the destination takes at most {} parts of {} bytes", limits.max_parts, limits.max_part)));
         }
         Ok(Self { size: size.max(1), part_size })
     }

@@ -64,9 +64,9 @@ impl Transfer {
     /// The checksum that a single put of the unread body can carry: known beforehand, and verified by the sink.
     pub(super) fn known_sum(&self, info: &ObjectInfo) -> Option<Checksum> {
         let verifies = self.sink.sink_capability().verifies;
-        self.source_md5(info).filter(|c| verifies.contains(&c.algorithm)).or_else(|| {
-            info.checksum.clone().filter(|c| verifies.contains(&c.algorithm))
-        })
+        self.source_md5(info)
+            .filter(|c| verifies.contains(&c.algorithm))
+            .or_else(|| info.checksum.clone().filter(|c| verifies.contains(&c.algorithm)))
     }
 
     /// Checks bytes in memory against the strongest checksum that the source offers, and takes what the sink wants.
@@ -97,7 +97,10 @@ impl Transfer {
         } else {
             Verified::Transport(if verifies.contains(&Algorithm::Crc64Nvme) { Algorithm::Crc64Nvme } else { Algorithm::Md5 })
         };
-        let sum = md5.clone().filter(|_| verifies.contains(&Algorithm::Md5)).or_else(|| known.clone().filter(|c| verifies.contains(&c.algorithm)));
+        let sum = md5
+            .clone()
+            .filter(|_| verifies.contains(&Algorithm::Md5))
+            .or_else(|| known.clone().filter(|c| verifies.contains(&c.algorithm)));
         let sum = sum.or_else(|| {
             let algorithm = verifies.iter().find(|a| a.combines()).or(verifies.first())?;
             Some(Checksum::of(*algorithm, body))

@@ -118,6 +118,16 @@ impl<'a> Journal<'a> {
         }
     }
 
+    /// `Conflict` when a later delivery has taken the message over: what is found anew is that one's to publish.
+    pub(super) async fn still_ours(&self, retry: &RetryPolicy, env: &SharedEnv) -> Result<()> {
+        let Some((store, fence)) = self.store else { return Ok(()) };
+        match retry.run(&**env, || store.commit(fence, &[])).await? {
+            Committed::Written(_) => Ok(()),
+            Committed::Fenced => Err(Error::new(ErrorKind::Conflict, Op::SaveState, self.record.key.to_string())
+                .with_source("another worker has taken this message over")),
+        }
+    }
+
     pub(super) async fn save_part(&self, upload: &UploadId, part: Part, retry: &RetryPolicy, env: &SharedEnv) -> Result<()> {
         let Some((store, _)) = self.store else { return Ok(()) };
         let parts = [part];

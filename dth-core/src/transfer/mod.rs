@@ -200,6 +200,7 @@ impl Transfer {
                         return Err(Error::new(ErrorKind::Conflict, Op::Transfer, self.name_of(key))
                             .with_source("source or destination kept changing while it was moved"));
                     }
+                    journal.still_ours(&self.settings.retry, &self.env).await?;
                     condition = None;
                 }
                 Err(error) => {

@@ -228,8 +228,7 @@ impl Transfer {
             journal.forget_parts(&id, &retry, &self.env).await?;
         }
         let mut options = options.clone();
-        options.checksum =
-            layout.algorithms.iter().find(|a| a.combines()).map(|a| Checksum { algorithm: *a, value: Vec::new() });
+        options.checksum = layout.algorithms.iter().find(|a| a.combines()).map(|a| Checksum { algorithm: *a, value: Vec::new() });
         let id = retry
             .run(&*self.env, || async {
                 let permit = self.sink_permit().await;
@@ -446,8 +445,9 @@ impl Transfer {
         let call = || async {
             match self.sink.complete_upload(key, upload, parts, options).await {
                 // The upload ended: by an earlier call of ours whose answer was lost, or by another worker.
-                Err(error) if error.kind() == ErrorKind::NotFound => Err(Error::new(ErrorKind::Conflict, Op::CompleteUpload, self.name_of(key))
-                    .with_source(error)),
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    Err(Error::new(ErrorKind::Conflict, Op::CompleteUpload, self.name_of(key)).with_source(error))
+                }
                 Ok(Written { etag, version, checksum }) => Ok(Written { etag, version, checksum }),
                 Err(error) => Err(error),
             }

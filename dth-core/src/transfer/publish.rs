@@ -51,9 +51,7 @@ impl Transfer {
             return Ok(None);
         }
         match self.look(key).await? {
-            Some(found) if expected.matches(&found) => {
-                Ok(Some(Published::Ours(found.entry.etag.unwrap_or_else(|| ETag::new("")))))
-            }
+            Some(found) if expected.matches(&found) => Ok(Some(Published::Ours(found.entry.etag.unwrap_or_else(|| ETag::new(""))))),
             _ if refused => Ok(Some(Published::Changed)),
             _ => Ok(None),
         }
@@ -62,8 +60,9 @@ impl Transfer {
     /// A good answer must fit what was sent.
     pub(super) async fn believe(&self, key: &ObjectKey, expected: &Expected, written: Written) -> Result<Published> {
         if expected.contradicts(written.etag.as_ref(), written.checksum.as_ref()) {
-            return Err(Error::new(ErrorKind::Corrupt, Op::Put, self.name_of(key))
-                .with_source("the destination stored other bytes than were sent"));
+            return Err(
+                Error::new(ErrorKind::Corrupt, Op::Put, self.name_of(key)).with_source("the destination stored other bytes than were sent")
+            );
         }
         match written.etag {
             Some(etag) => Ok(Published::Ours(etag)),

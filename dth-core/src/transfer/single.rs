@@ -48,7 +48,8 @@ impl Transfer {
     /// Whether an object can be streamed into one PUT that the sink verifies as a whole.
     pub(super) fn streams_whole(&self, info: &ObjectInfo, size: u64) -> bool {
         let capability = self.sink.sink_capability();
-        let parity = info.entry.etag.as_ref().and_then(crate::object::ETag::part_count).is_none_or(|n| n == 1) || !self.settings.etag_parity;
+        let parity =
+            info.entry.etag.as_ref().and_then(crate::object::ETag::part_count).is_none_or(|n| n == 1) || !self.settings.etag_parity;
         let single = size <= self.settings.single_max.min(capability.max_put) && parity && self.known_sum(info).is_some();
         // Without parts there is no other way; the answer is checked afterwards.
         single || (capability.multipart.is_none() && size <= capability.max_put)

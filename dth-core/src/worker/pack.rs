@@ -4,9 +4,9 @@ use super::{Inner, lease};
 use crate::{
     error::{Error, ErrorKind, Op, Result},
     events::Event,
-    job::{Job, Pack},
+    job::{Action, Job, Pack, Seen},
     queue::{Delivery, Message},
-    state::{Claim, Committed, JobEnd, Record, RecordWrite, RunId, Status, WriteResult},
+    state::{Claim, Committed, JobEnd, Outcome, Record, RecordWrite, RunId, Status, WriteResult},
     transfer::{Ended, Journal, is_same},
 };
 use futures_util::{FutureExt, StreamExt, stream};
@@ -201,7 +201,10 @@ impl Inner {
                 })
                 .collect();
             let results = match retry.run(&*self.env, || self.state.commit(&claim.fence, &writes)).await? {
-                Committed::Fenced => return Ok(false),
+                Committed::Fenced => {
+                    self.tell_of_published(pack, &open).await?;
+                    return Ok(false);
+                }
                 Committed::Written(results) => results,
             };
             let mut next = VecDeque::new();
@@ -231,6 +234,23 @@ impl Inner {
         Ok(true)
     }
 
+    /// A later delivery has taken the pack over, and may have recorded an older version than the one that we published (the
+    /// source was overwritten in between): whoever takes this message looks, and makes the record true. It counts nowhere.
+    async fn tell_of_published(&self, pack: &Pack, ended: &VecDeque<(usize, Ended)>) -> Result<()> {
+        let published = ended.iter().filter(|(_, e)| e.outcome == Outcome::Copied);
+        let looks: Vec<_> = published
+            .map(|(index, _)| {
+                let job = &pack.jobs[*index];
+                let look = Job { etag: None, destination: Seen::Unknown, action: Action::Copy, attempts: 0, origin: None, ..job.clone() };
+                (look, None)
+            })
+            .collect();
+        if !looks.is_empty() {
+            self.resend(looks, Duration::ZERO).await?;
+        }
+        Ok(())
+    }
+
     fn tell(&self, pack: &Pack, index: usize, ended: &Ended) {
         let label = ended.outcome.label();
         metrics::counter!("dth_objects_total", "outcome" => label.clone()).increment(1);
@@ -240,10 +260,8 @@ impl Inner {
 
     /// Sends jobs as messages of their own; `false` when some could not be sent.
     async fn resend(&self, packs: Vec<(Job, Option<RunId>)>, delay: Duration) -> Result<bool> {
-        let mut open: Vec<Message> = packs
-            .into_iter()
-            .map(|(job, run)| Message { body: Pack::new(&*self.env, run, vec![job]).to_body(), delay })
-            .collect();
+        let mut open: Vec<Message> =
+            packs.into_iter().map(|(job, run)| Message { body: Pack::new(&*self.env, run, vec![job]).to_body(), delay }).collect();
         let retry = self.settings.transfer.retry;
         for tried in 1..=retry.tries {
             // F3: a failed entry is sent again, the others are not.

@@ -215,7 +215,9 @@ impl Wire {
         let request = builder.body(into_http(body)).map_err(|e| invalid(op, target, e))?;
         let patience = self.idle + Duration::from_secs(len / SLOWEST);
         metrics::counter!("dth_s3_requests_total", "op" => op_name(op)).increment(1);
-        let lost = |sent: bool| Error::new(ErrorKind::Unavailable, op, target).with_maybe_applied(sent && method != Method::GET && method != Method::HEAD);
+        let lost = |sent: bool| {
+            Error::new(ErrorKind::Unavailable, op, target).with_maybe_applied(sent && method != Method::GET && method != Method::HEAD)
+        };
         match tokio::time::timeout(patience, self.http.request(request)).await {
             Ok(Ok(answer)) => {
                 let (parts, body) = answer.into_parts();
@@ -274,7 +276,6 @@ impl Wire {
 }
 
 impl Answer {
-
     pub(crate) fn error(&self, kind: ErrorKind, why: impl Into<BoxError>) -> Error {
         Error::new(kind, self.op, &*self.target).with_source(why)
     }

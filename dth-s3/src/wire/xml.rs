@@ -4,11 +4,7 @@
 use crate::error::ErrorBody;
 use dth_core::object::ETag;
 use jiff::Timestamp;
-use quick_xml::{
-    Reader,
-    escape::resolve_xml_entity,
-    events::Event,
-};
+use quick_xml::{Reader, escape::resolve_xml_entity, events::Event};
 
 /// An element with its text and children. Documents of S3 are small and flat: a page of 1,000 keys is 0.3 MB.
 #[derive(Debug, Default)]
@@ -124,7 +120,8 @@ mod tests {
 
     #[test]
     fn forbidden_characters_and_entities_are_read() {
-        let root = parse("<?xml version=\"1.0\"?>\n<A xmlns=\"x\"> <K>a&amp;b&#x1;&#10; <![CDATA[<c>]]></K>\n<E>&quot;x&quot;</E></A>").unwrap();
+        let root =
+            parse("<?xml version=\"1.0\"?>\n<A xmlns=\"x\"> <K>a&amp;b&#x1;&#10; <![CDATA[<c>]]></K>\n<E>&quot;x&quot;</E></A>").unwrap();
         assert_eq!(root.text("K"), Some("a&b\u{1}\n <c>"));
         assert_eq!(root.etag("E"), Some(ETag::new("x")));
     }

@@ -45,10 +45,7 @@ impl Sqlite {
 
     async fn is_ready(&self) -> Result<bool> {
         let now = self.now();
-        self.read(Op::Receive, move |t| {
-            Ok(t.prepare_cached("SELECT 1 FROM message WHERE visible_at <= ?1 LIMIT 1")?.exists([now])?)
-        })
-        .await
+        self.read(Op::Receive, move |t| Ok(t.prepare_cached("SELECT 1 FROM message WHERE visible_at <= ?1 LIMIT 1")?.exists([now])?)).await
     }
 }
 
@@ -186,7 +183,8 @@ impl Queue for Sqlite {
         let Ok(number) = id.parse::<i64>() else { return Err(missing) };
         let (now, body) = (self.now(), body.to_owned());
         self.write(Op::DeadLetter, move |t| {
-            let found = t.prepare_cached("DELETE FROM dead_letter WHERE id = ?1 RETURNING id")?.query_row([number], |_| Ok(())).optional()?;
+            let found =
+                t.prepare_cached("DELETE FROM dead_letter WHERE id = ?1 RETURNING id")?.query_row([number], |_| Ok(())).optional()?;
             if found.is_none() {
                 return Err(missing.into());
             }

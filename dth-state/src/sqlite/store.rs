@@ -155,7 +155,8 @@ fn count(t: &Transaction<'_>, ends: &[(&RunId, &JobEnd)]) -> Result<(), Failure>
         let bits = match packs.entry(pack) {
             std::collections::btree_map::Entry::Occupied(known) => known.into_mut(),
             std::collections::btree_map::Entry::Vacant(new) => {
-                let bits = t.prepare_cached("SELECT ended FROM pack WHERE id = ?1")?.query_row([pack.as_str()], |row| row.get(0)).optional()?;
+                let bits =
+                    t.prepare_cached("SELECT ended FROM pack WHERE id = ?1")?.query_row([pack.as_str()], |row| row.get(0)).optional()?;
                 new.insert(bits.unwrap_or_default())
             }
         };
@@ -276,9 +277,11 @@ impl StateStore for Sqlite {
     async fn commit(&self, fence: &Fence, writes: &[RecordWrite]) -> Result<Committed> {
         let (fence, writes) = (fence.clone(), writes.to_vec());
         self.write(Op::SaveState, move |t| {
-            let current = t
-                .prepare_cached("SELECT 1 FROM pack WHERE id = ?1 AND incarnation = ?2 AND epoch = ?3")?
-                .exists(params![fence.pack.as_str(), fence.incarnation as i64, fence.epoch as i64])?;
+            let current = t.prepare_cached("SELECT 1 FROM pack WHERE id = ?1 AND incarnation = ?2 AND epoch = ?3")?.exists(params![
+                fence.pack.as_str(),
+                fence.incarnation as i64,
+                fence.epoch as i64
+            ])?;
             if !current {
                 return Ok(Committed::Fenced);
             }
@@ -308,8 +311,11 @@ impl StateStore for Sqlite {
         let (upload, parts) = (upload.clone(), parts.to_vec());
         self.write(Op::SaveState, move |t| {
             for part in &parts {
-                t.prepare_cached("INSERT OR REPLACE INTO part (upload, number, part) VALUES (?1, ?2, ?3)")?
-                    .execute(params![upload.as_str(), part.number, serde_json::to_string(part)?])?;
+                t.prepare_cached("INSERT OR REPLACE INTO part (upload, number, part) VALUES (?1, ?2, ?3)")?.execute(params![
+                    upload.as_str(),
+                    part.number,
+                    serde_json::to_string(part)?
+                ])?;
             }
             Ok(())
         })
@@ -340,12 +346,7 @@ impl StateStore for Sqlite {
         self.write(Op::SaveState, move |t| {
             let added = t
                 .prepare_cached("INSERT OR IGNORE INTO run (id, state, started, ended, totals) VALUES (?1, ?2, ?3, NULL, ?4)")?
-                .execute(params![
-                    run.id.as_str(),
-                    run.state.as_str(),
-                    run.started.as_millisecond(),
-                    serde_json::to_string(&run.totals)?
-                ])?;
+                .execute(params![run.id.as_str(), run.state.as_str(), run.started.as_millisecond(), serde_json::to_string(&run.totals)?])?;
             if added == 0 {
                 return Err(Error::new(ErrorKind::Conflict, Op::SaveState, format!("run {}", run.id)).into());
             }
@@ -381,8 +382,11 @@ impl StateStore for Sqlite {
                 return Err(Error::new(ErrorKind::Precondition, Op::SaveState, text).into());
             }
             let over = matches!(to, RunState::Finished | RunState::Cancelled);
-            t.prepare_cached("UPDATE run SET state = ?2, ended = ?3 WHERE id = ?1")?
-                .execute(params![run.as_str(), to.as_str(), over.then(|| now.as_millisecond())])?;
+            t.prepare_cached("UPDATE run SET state = ?2, ended = ?3 WHERE id = ?1")?.execute(params![
+                run.as_str(),
+                to.as_str(),
+                over.then(|| now.as_millisecond())
+            ])?;
             if over {
                 t.prepare_cached("DELETE FROM outbox WHERE run = ?1")?.execute([run.as_str()])?;
             }
@@ -430,13 +434,18 @@ impl StateStore for Sqlite {
                 save_shard(t, &run, shard)?;
             }
             totals.add(&step.totals);
-            t.prepare_cached("UPDATE run SET totals = ?2 WHERE id = ?1")?.execute(params![run.as_str(), serde_json::to_string(&totals)?])?;
+            t.prepare_cached("UPDATE run SET totals = ?2 WHERE id = ?1")?
+                .execute(params![run.as_str(), serde_json::to_string(&totals)?])?;
             for pack in &step.sent {
                 t.prepare_cached("DELETE FROM outbox WHERE run = ?1 AND pack = ?2")?.execute(params![run.as_str(), pack.as_str()])?;
             }
             for pack in &step.packs {
-                t.prepare_cached("INSERT OR REPLACE INTO outbox (run, pack, body, held) VALUES (?1, ?2, ?3, ?4)")?
-                    .execute(params![run.as_str(), pack.pack.as_str(), pack.body, pack.held])?;
+                t.prepare_cached("INSERT OR REPLACE INTO outbox (run, pack, body, held) VALUES (?1, ?2, ?3, ?4)")?.execute(params![
+                    run.as_str(),
+                    pack.pack.as_str(),
+                    pack.body,
+                    pack.held
+                ])?;
             }
             Ok(())
         })
@@ -458,7 +467,11 @@ impl StateStore for Sqlite {
     async fn release_held(&self, run: &RunId, go: bool) -> Result<u64> {
         let run = run.clone();
         self.write(Op::SaveState, move |t| {
-            let sql = if go { "UPDATE outbox SET held = 0 WHERE run = ?1 AND held = 1" } else { "DELETE FROM outbox WHERE run = ?1 AND held = 1" };
+            let sql = if go {
+                "UPDATE outbox SET held = 0 WHERE run = ?1 AND held = 1"
+            } else {
+                "DELETE FROM outbox WHERE run = ?1 AND held = 1"
+            };
             Ok(t.prepare_cached(sql)?.execute([run.as_str()])? as u64)
         })
         .await

@@ -60,8 +60,18 @@ async fn main() -> anyhow::Result<ExitCode> {
     Ok(dth_examples::exit_code(&report))
 }
 
-const ODD_KEYS: [&str; 10] =
-    ["odd/with space", "odd/plus+plus", "odd/per%2Fcent", "odd/quote\"s'", "odd/日本/é", "odd/é", "odd/e\u{301}", "odd/back\\slash", "odd/😀", "odd/a=b&c?d#e"];
+const ODD_KEYS: [&str; 10] = [
+    "odd/with space",
+    "odd/plus+plus",
+    "odd/per%2Fcent",
+    "odd/quote\"s'",
+    "odd/日本/é",
+    "odd/é",
+    "odd/e\u{301}",
+    "odd/back\\slash",
+    "odd/😀",
+    "odd/a=b&c?d#e",
+];
 
 async fn fill(store: &S3Store, objects: usize) -> anyhow::Result<usize> {
     let mut sizes: Vec<(String, usize)> = ODD_KEYS.iter().enumerate().map(|(i, key)| ((*key).to_owned(), i * 1000)).collect();
@@ -70,7 +80,8 @@ async fn fill(store: &S3Store, objects: usize) -> anyhow::Result<usize> {
     sizes.extend((0..more).map(|i| (format!("photos/{:03}/{i:06}.jpg", i % 40), (i * 7919) % 60_000)));
     for (key, size) in &sizes {
         let body: Vec<u8> = (0..*size).map(|i| (i ^ (i >> 8) ^ key.len()) as u8).collect();
-        let mut attributes = Attributes { content_type: Some("image/jpeg".into()), cache_control: Some("max-age=60".into()), ..Attributes::default() };
+        let mut attributes =
+            Attributes { content_type: Some("image/jpeg".into()), cache_control: Some("max-age=60".into()), ..Attributes::default() };
         attributes.user.insert("camera".into(), format!("no. {size}").into());
         let options = PutOptions { attributes, ..PutOptions::default() };
         store.put(&ObjectKey::from(key.as_str()), Body::Bytes(vec![body.into()]), &options).await?;

@@ -1,0 +1,80 @@
+//! Tries what a transfer needs, before the first object: `doctor --config task.toml`.
+
+use clap::Parser;
+use dth_core::{
+    error::{Error, Result},
+    index::{Index, ListRequest},
+    key_map::KeyMap,
+    object::ObjectKey,
+    sink::{Body, Condition, PutOptions, Sink},
+    source::{ReadOptions, Source},
+};
+use dth_examples::Settings;
+use std::{path::PathBuf, process::ExitCode};
+
+/// Checks rights, region, clock and conditional writes of both sides, and names the missing IAM action.
+#[derive(Parser)]
+struct Args {
+    /// Settings in TOML.
+    #[arg(long, short)]
+    config: PathBuf,
+    /// Also write, read and delete a probe object at the destination (`.dth-doctor-…`).
+    #[arg(long)]
+    write: bool,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<ExitCode> {
+    dth_examples::log();
+    let args = Args::parse();
+    let settings = Settings::load(&args.config)?;
+    let (source, sink) = (settings.source()?, settings.sink()?);
+    let mut doctor = Doctor::default();
+    let request = ListRequest { prefix: settings.finder.prefix.clone(), max: Some(10), ..ListRequest::default() };
+    let page = doctor.tell("source: list", "s3:ListBucket", source.list(&request).await);
+    let readable = page.and_then(|p| p.entries.into_iter().find(|e| e.size.is_some_and(|s| s > 0)));
+    if let Some(entry) = readable {
+        doctor.tell("source: read", "s3:GetObject", source.read(&entry.key, &ReadOptions::default()).await.map(drop));
+    }
+    doctor.tell("destination: list", "s3:ListBucket", sink.list(&ListRequest { max: Some(1), ..ListRequest::default() }).await);
+    doctor.tell("destination: list uploads", "s3:ListBucketMultipartUploads", sink.list_uploads("", None).await);
+    if args.write {
+        let probe = ObjectKey::new(format!(".dth-doctor-{}", std::process::id()));
+        let key = KeyMap::new(&settings.destination_prefix).to_destination(&probe);
+        let absent = PutOptions { condition: Condition::Absent, ..PutOptions::default() };
+        let put = || sink.put(&key, Body::Bytes(vec!["probe".into()]), &absent);
+        if doctor.tell("destination: write", "s3:PutObject", put().await).is_some() {
+            doctor.tell("destination: look", "s3:GetObject", sink.head(&key, None).await);
+            let again = put().await;
+            println!(
+                "{}  destination: conditional writes {}",
+                if again.is_err() { "ok  " } else { "warn" },
+                if again.is_err() { "are honoured" } else { "are ignored: set `profile = \"unconditional\"`" }
+            );
+            doctor.tell("destination: delete", "s3:DeleteObject", sink.delete(&key, &Condition::None).await);
+        }
+    }
+    Ok(ExitCode::from(if doctor.failed { dth_examples::INCOMPLETE } else { dth_examples::OK }))
+}
+
+#[derive(Default)]
+struct Doctor {
+    failed: bool,
+}
+
+impl Doctor {
+    fn tell<T>(&mut self, what: &str, action: &str, tried: Result<T>) -> Option<T> {
+        match tried {
+            Ok(value) => {
+                println!("ok    {what}");
+                Some(value)
+            }
+            Err(error) => {
+                self.failed = true;
+                println!("FAIL  {what} (needs {action}): {}", error.chain());
+                println!("      {}", Error::kind(&error).remedy());
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! Everything that is known about one key: `explain --config task.toml KEY`.
+
+use clap::Parser;
+use dth_core::{
+    index::Index,
+    key_map::KeyMap,
+    object::{ObjectInfo, ObjectKey},
+    state::StateStore,
+};
+use dth_examples::Settings;
+use std::path::PathBuf;
+
+/// Shows both sides of a key and what the state knows of it.
+#[derive(Parser)]
+struct Args {
+    /// Settings in TOML.
+    #[arg(long, short)]
+    config: PathBuf,
+    /// The source key.
+    key: String,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    dth_examples::log();
+    let args = Args::parse();
+    let settings = Settings::load(&args.config)?;
+    let key = ObjectKey::new(args.key);
+    let there = KeyMap::new(&settings.destination_prefix).to_destination(&key);
+    println!("source       {}", describe(settings.source()?.head(&key, None).await));
+    println!("destination  {}", describe(settings.sink()?.head(&there, None).await));
+    match settings.open_state()?.records(std::slice::from_ref(&key)).await?.into_iter().flatten().next() {
+        Some(record) => println!("record       {}", serde_json::to_string_pretty(&record)?),
+        None => println!("record       none: no worker has dealt with this key"),
+    }
+    Ok(())
+}
+
+fn describe(info: dth_core::error::Result<ObjectInfo>) -> String {
+    match info {
+        Ok(info) => {
+            let e = info.entry;
+            let text = |what: Option<String>| what.unwrap_or_else(|| "-".into());
+            format!(
+                "{} bytes, etag {}, modified {}, version {}, class {}, checksum {}",
+                text(e.size.map(|s| s.to_string())),
+                text(e.etag.map(|t| t.to_string())),
+                text(e.modified.map(|t| t.to_string())),
+                text(e.version.map(|v| v.as_str().to_owned())),
+                text(e.storage_class.map(|c| c.to_string())),
+                text(info.checksum.map(|c| c.to_string())),
+            )
+        }
+        Err(error) => error.chain(),
+    }
+}

@@ -1,0 +1,48 @@
+//! Finds what differs and queues it for workers: `finder --config task.toml`. Started again, it goes on where it was.
+
+use clap::Parser;
+use dth_core::{
+    env::SystemEnv,
+    report::Report,
+    runs,
+    scope::TaskScope,
+    state::{RunState, StateStore},
+};
+use dth_examples::Settings;
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+/// Lists both sides and queues what differs; workers on the same state file move it.
+#[derive(Parser)]
+struct Args {
+    /// Settings in TOML.
+    #[arg(long, short)]
+    config: PathBuf,
+    /// Wait until the workers have done everything, sweep unfinished uploads, and print the report.
+    #[arg(long)]
+    wait: bool,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<ExitCode> {
+    dth_examples::log();
+    let args = Args::parse();
+    let settings = Settings::load(&args.config)?;
+    let state = settings.open_state()?;
+    let mut scope = TaskScope::new();
+    let stop = dth_examples::stop_on_signal(&mut scope);
+    let task = settings.task()?.with_stop(stop.clone());
+    let finder = task.finder()?;
+    let open = state.runs(1).await?.into_iter().find(|r| matches!(r.state, RunState::Finding | RunState::Transferring));
+    let id = match open {
+        Some(run) => run.id,
+        None => finder.start().await?,
+    };
+    let mut run = finder.resume(&id, &stop).await?;
+    if args.wait && !stop.is_cancelled() {
+        run = runs::wait(&state, &id, &SystemEnv, &settings.finder.retry).await?;
+        task.sweep(Duration::ZERO).await?;
+        return dth_examples::finish(&Report::new(run), false);
+    }
+    print!("{}", Report::new(run));
+    Ok(ExitCode::SUCCESS)
+}

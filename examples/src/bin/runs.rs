@@ -1,0 +1,93 @@
+//! Runs as things: `runs --config task.toml list | show RUN | cancel RUN | failed | redrive`.
+
+use clap::{Parser, Subcommand};
+use dth_core::{
+    env::SystemEnv,
+    queue::Queue,
+    report::Report,
+    runs,
+    state::{RecordQuery, RunId, StateStore, Status},
+};
+use dth_examples::Settings;
+use std::path::PathBuf;
+
+/// Shows runs and what failed in them; sends dead letters again.
+#[derive(Parser)]
+struct Args {
+    /// Settings in TOML.
+    #[arg(long, short)]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// All runs, the youngest first.
+    List,
+    /// The ledger of one run.
+    Show {
+        /// Its id.
+        run: String,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Calls a run off.
+    Cancel {
+        /// Its id.
+        run: String,
+    },
+    /// Objects that failed, and dead letters, with their causes.
+    Failed,
+    /// Sends dead letters again, as a run of their own.
+    Redrive {
+        /// Only those whose reason contains this text, such as `access denied`.
+        #[arg(long)]
+        only: Option<String>,
+    },
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    dth_examples::log();
+    let args = Args::parse();
+    let settings = Settings::load(&args.config)?;
+    let state = settings.open_state()?;
+    match args.command {
+        Command::List => {
+            for run in state.runs(100).await? {
+                let t = &run.totals;
+                println!(
+                    "{}  {:<12}  {}  listed {}, queued {}, ended {}",
+                    run.id,
+                    run.state.as_str(),
+                    run.started,
+                    t.listed.objects,
+                    t.queued.objects,
+                    run.ended_jobs()
+                );
+            }
+        }
+        Command::Show { run, json } => {
+            dth_examples::finish(&Report::new(state.run(&RunId::new(run)).await?), json)?;
+        }
+        Command::Cancel { run } => runs::cancel(&state, &RunId::new(run), &SystemEnv).await?,
+        Command::Failed => {
+            let query = RecordQuery { status: Some(Status::Failed), ..RecordQuery::default() };
+            for record in state.query(&query, 10_000).await? {
+                let cause = record.failure.as_ref();
+                println!("{}: {}", record.key, cause.map_or("", |f| f.text.as_str()));
+                println!("    {}", cause.map_or("", |f| f.kind.remedy()));
+            }
+            for dead in state.dead_letters(None, 10_000).await? {
+                println!("dead letter {} after {} deliveries: {}", dead.id, dead.receives, dead.reason);
+            }
+        }
+        Command::Redrive { only } => match runs::redrive(&state, &state, only.as_deref(), &SystemEnv, &settings.finder.retry).await? {
+            Some(run) => println!("run {}: {} jobs are queued again", run.id, run.sent_jobs()),
+            None => println!("no dead letters to send again"),
+        },
+    }
+    Ok(())
+}

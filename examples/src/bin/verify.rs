@@ -1,0 +1,68 @@
+//! The manifest of a task, and its check against both sides: `verify --config task.toml [--export FILE | --manifest FILE]`.
+
+use anyhow::Context;
+use clap::Parser;
+use dth_core::{
+    key_map::KeyMap,
+    manifest::{self, Line, Verification},
+};
+use dth_examples::Settings;
+use std::{
+    io::{BufRead, BufReader, BufWriter, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+/// Writes what was copied, a JSON line a key, or checks such a file against both sides by one header request a side and key.
+#[derive(Parser)]
+struct Args {
+    /// Settings in TOML.
+    #[arg(long, short)]
+    config: PathBuf,
+    /// Write the manifest to this file and stop.
+    #[arg(long, conflicts_with = "manifest")]
+    export: Option<PathBuf>,
+    /// Check this manifest; without it, the state's own.
+    #[arg(long)]
+    manifest: Option<PathBuf>,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<ExitCode> {
+    dth_examples::log();
+    let args = Args::parse();
+    let settings = Settings::load(&args.config)?;
+    let keys = KeyMap::new(&settings.destination_prefix);
+    let path = match (&args.export, &args.manifest) {
+        (_, Some(path)) => path.clone(),
+        (export, None) => {
+            let own = tempfile::NamedTempFile::new()?.into_temp_path().keep()?;
+            let path = export.clone().unwrap_or(own);
+            let mut out = BufWriter::new(std::fs::File::create(&path).with_context(|| format!("cannot write `{}`", path.display()))?);
+            let lines = manifest::export(&settings.open_state()?, &keys, &mut out).await?;
+            out.flush()?;
+            println!("{lines} lines in {}", path.display());
+            path
+        }
+    };
+    if args.export.is_some() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (source, sink) = (settings.source()?, settings.sink()?);
+    let mut result = Verification::default();
+    for (number, line) in BufReader::new(std::fs::File::open(&path)?).lines().enumerate() {
+        let line: Line = serde_json::from_str(&line?).with_context(|| format!("{} line {}", path.display(), number + 1))?;
+        manifest::verify(&line, &source, &sink, &mut result).await?;
+    }
+    println!(
+        "{} checked: {} as recorded on both sides, {} changed at the source since, {} wrong at the destination",
+        result.checked,
+        result.good,
+        result.source_moved_on,
+        result.wrong.len()
+    );
+    for key in &result.wrong {
+        println!("wrong: {key}");
+    }
+    Ok(ExitCode::from(if result.wrong.is_empty() { dth_examples::OK } else { dth_examples::INCOMPLETE }))
+}

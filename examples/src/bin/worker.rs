@@ -1,0 +1,26 @@
+//! Moves what a finder queued: `worker --config task.toml`, in as many processes as there are to be.
+
+use clap::Parser;
+use dth_core::scope::TaskScope;
+use dth_examples::Settings;
+use std::path::PathBuf;
+
+/// Takes jobs from the state file and does them until it is stopped (ctrl-c or SIGTERM drains).
+#[derive(Parser)]
+struct Args {
+    /// Settings in TOML.
+    #[arg(long, short)]
+    config: PathBuf,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    dth_examples::log();
+    let args = Args::parse();
+    let settings = Settings::load(&args.config)?;
+    settings.open_state()?;
+    let mut scope = TaskScope::new();
+    let stop = dth_examples::stop_on_signal(&mut scope);
+    settings.task()?.worker()?.run(stop).await;
+    Ok(())
+}

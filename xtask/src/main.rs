@@ -1,0 +1,114 @@
+//! `cargo xtask test`: everything that must pass, with the real servers that it needs.
+//!
+//! `cargo xtask simulate --seeds N [--from S]`: more schedules of the simulation.
+
+#![expect(clippy::print_stdout, reason = "a program for people")]
+
+use anyhow::{Context, bail, ensure};
+use std::{
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+};
+
+/// Pinned: the emulator whose quirks the tests know, what it needs for TLS, and the independent client.
+const PYTHON: [&str; 3] = ["ministack==1.5.33", "cryptography==50.0.2", "boto3==1.43.106"];
+
+fn main() -> anyhow::Result<ExitCode> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask lies in the workspace")?;
+    std::env::set_current_dir(root)?;
+    match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["test"] => test(root),
+        ["simulate", rest @ ..] => simulate(rest),
+        _ => bail!("usage: cargo xtask test | cargo xtask simulate --seeds N [--from S]"),
+    }
+}
+
+fn test(root: &Path) -> anyhow::Result<ExitCode> {
+    let venv = python(root)?;
+    let mut passed = 0;
+    let mut failed = 0;
+    let steps: [(&str, &[&str]); 2] = [
+        ("tests of all crates, and doc tests", &["test", "--workspace", "--features", "dth-core/conformance", "--no-fail-fast"]),
+        ("tests against real servers", &["test", "--package", "dth-examples", "--test", "servers", "--no-fail-fast", "--", "--ignored"]),
+    ];
+    for (what, arguments) in steps {
+        println!("== {what}");
+        let (good, bad) = counted(Command::new(cargo()).args(arguments).env("DTH_VENV", &venv))?;
+        passed += good;
+        failed += bad;
+    }
+    println!("== the quick start");
+    let quickstart = ["run", "--quiet", "--package", "dth-examples", "--bin", "quickstart", "--", "--objects", "400"];
+    let ok = Command::new(cargo()).args(quickstart).status()?.success();
+    if ok {
+        passed += 1
+    } else {
+        failed += 1
+    }
+    println!("{passed} passed, {failed} failed");
+    ensure!(passed > 1, "no test ran");
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs cargo test, shows what it prints, and adds up its closing lines.
+fn counted(command: &mut Command) -> anyhow::Result<(u64, u64)> {
+    let mut child = command.stdout(Stdio::piped()).spawn()?;
+    let output = BufReader::new(child.stdout.take().context("stdout is piped")?);
+    let (mut passed, mut failed) = (0, 0);
+    for line in output.lines() {
+        let line = line?;
+        println!("{line}");
+        if let Some(counts) = line.strip_prefix("test result: ") {
+            passed += number_before(counts, " passed");
+            failed += number_before(counts, " failed");
+        }
+    }
+    let status = child.wait()?;
+    // A crate that does not build has no closing line.
+    Ok((passed, if status.success() { failed } else { failed.max(1) }))
+}
+
+fn number_before(text: &str, word: &str) -> u64 {
+    text.split(word).next().and_then(|head| head.rsplit(' ').next()).and_then(|n| n.parse().ok()).unwrap_or(0)
+}
+
+/// A Python environment with the pinned packages, made once.
+fn python(root: &Path) -> anyhow::Result<PathBuf> {
+    let venv = root.join("target/xtask/venv");
+    let stamp = venv.join("installed");
+    let wanted = PYTHON.join(" ");
+    if std::fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
+        return Ok(venv);
+    }
+    println!("== installing {wanted}");
+    run(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
+    run(Command::new(venv.join("bin/pip")).args(["install", "--quiet", "--disable-pip-version-check"]).args(PYTHON))?;
+    std::fs::write(stamp, wanted)?;
+    Ok(venv)
+}
+
+fn simulate(arguments: &[&str]) -> anyhow::Result<ExitCode> {
+    let mut command = Command::new(cargo());
+    command.args(["test", "--release", "--package", "dth-core", "--features", "conformance", "--test", "simulation"]);
+    command.args(["invariants", "--", "--nocapture"]);
+    for pair in arguments.chunks(2) {
+        match pair {
+            ["--seeds", n] => command.env("DTH_SEEDS", n),
+            ["--from", n] => command.env("DTH_FROM", n),
+            _ => bail!("usage: cargo xtask simulate --seeds N [--from S]"),
+        };
+    }
+    Ok(if command.status()?.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn run(command: &mut Command) -> anyhow::Result<()> {
+    let status = command.status().with_context(|| format!("cannot start {command:?}"))?;
+    ensure!(status.success(), "{command:?} ended with {status}");
+    Ok(())
+}
+
+fn cargo() -> String {
+    std::env::var("CARGO").unwrap_or_else(|_| "cargo".into())
+}
