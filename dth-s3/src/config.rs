@@ -160,7 +160,7 @@ impl S3Config {
                 let (Some(scheme @ ("http" | "https")), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
                     return invalid("endpoint", format!("`{endpoint}` is not of the form http(s)://host[:port]"));
                 };
-                if uri.path().trim_matches('/') != "" || authority.as_str().contains('@') {
+                if !uri.path().trim_matches('/').is_empty() || authority.as_str().contains('@') {
                     return invalid("endpoint", format!("`{endpoint}`: neither a path nor a user belongs here"));
                 }
                 (scheme.to_owned(), authority.as_str().to_owned(), false)

@@ -21,7 +21,7 @@ pub(crate) struct Identities {
     config: CredentialsConfig,
     env: SharedEnv,
     current: RwLock<Option<(Identity, Option<SystemTime>)>>,
-    #[cfg(feature = "aws-config")]
+    #[cfg_attr(not(feature = "aws-config"), expect(dead_code, reason = "only the default chain asks for it"))]
     region: String,
 }
 
@@ -32,14 +32,8 @@ impl fmt::Debug for Identities {
 }
 
 impl Identities {
-    pub(crate) fn new(config: CredentialsConfig, _region: &str, env: SharedEnv) -> Self {
-        Self {
-            config,
-            env,
-            current: RwLock::new(None),
-            #[cfg(feature = "aws-config")]
-            region: _region.to_owned(),
-        }
+    pub(crate) fn new(config: CredentialsConfig, region: &str, env: SharedEnv) -> Self {
+        Self { config, env, current: RwLock::new(None), region: region.to_owned() }
     }
 
     /// The identity to sign with; renewed before it expires, by one caller while the others wait.
@@ -47,11 +41,11 @@ impl Identities {
         if self.config == CredentialsConfig::Anonymous {
             return Ok(None);
         }
-        if let Some(identity) = self.fresh(&*self.current.read().await) {
+        if let Some(identity) = self.fresh(self.current.read().await.as_ref()) {
             return Ok(Some(identity));
         }
         let mut current = self.current.write().await;
-        if let Some(identity) = self.fresh(&current) {
+        if let Some(identity) = self.fresh(current.as_ref()) {
             return Ok(Some(identity));
         }
         let credentials = self.load().await?;
@@ -67,8 +61,8 @@ impl Identities {
         matches!(self.config, CredentialsConfig::DefaultChain { .. })
     }
 
-    fn fresh(&self, current: &Option<(Identity, Option<SystemTime>)>) -> Option<Identity> {
-        let (identity, expiry) = current.as_ref()?;
+    fn fresh(&self, current: Option<&(Identity, Option<SystemTime>)>) -> Option<Identity> {
+        let (identity, expiry) = current?;
         let now = SystemTime::from(self.env.now());
         expiry.is_none_or(|at| at > now + EARLY).then(|| identity.clone())
     }
@@ -86,14 +80,14 @@ impl Identities {
                 "static",
             )),
             #[cfg(feature = "aws-config")]
-            CredentialsConfig::DefaultChain { profile } => self.from_chain(profile.as_deref()).await,
+            CredentialsConfig::DefaultChain { profile } => self.ask_chain(profile.as_deref()).await,
             #[cfg(not(feature = "aws-config"))]
             CredentialsConfig::DefaultChain { .. } => Err(missing("build dth-s3 with feature `aws-config` to use the default chain")),
         }
     }
 
     #[cfg(feature = "aws-config")]
-    async fn from_chain(&self, profile: Option<&str>) -> Result<Credentials> {
+    async fn ask_chain(&self, profile: Option<&str>) -> Result<Credentials> {
         use aws_config::default_provider::credentials::DefaultCredentialsChain;
         use aws_credential_types::provider::ProvideCredentials;
         let mut chain = DefaultCredentialsChain::builder().region(aws_config::Region::new(self.region.clone()));

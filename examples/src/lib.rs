@@ -1,5 +1,7 @@
 //! What the example binaries share: settings, logging, stopping, progress, exit codes.
 
+#![expect(clippy::print_stdout, reason = "a program for people")]
+
 pub mod compat;
 pub mod servers;
 pub mod settings;

@@ -98,7 +98,6 @@ impl Transfer {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one call site each for bytes through us and copies inside the store")]
     async fn in_parts(
         &self,
         job: &Job,
@@ -279,7 +278,6 @@ impl Transfer {
     }
 
     /// Brings all parts in, several at a time. Answers each with the checksum taken on its way.
-    #[expect(clippy::too_many_arguments, reason = "the facts of one upload, all of them")]
     async fn fill(
         &self,
         job: &Job,
@@ -315,7 +313,6 @@ impl Transfer {
         Ok(done)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the facts of one part, all of them")]
     async fn part(
         &self,
         job: &Job,
@@ -354,7 +351,6 @@ impl Transfer {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the facts of one part, all of them")]
     async fn stream_part(
         &self,
         job: &Job,

@@ -190,7 +190,6 @@ impl Wire {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of one request")]
     async fn once(
         &self,
         op: Op,
@@ -228,7 +227,6 @@ impl Wire {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of one signature")]
     fn sign(
         &self,
         op: Op,

@@ -243,7 +243,7 @@ impl StateStore for Sqlite {
                 values.push(value);
             }
         }
-        sql.push_str(&format!(" ORDER BY key LIMIT {max}"));
+        let sql = format!("{sql} ORDER BY key LIMIT {max}");
         self.read(Op::LoadState, move |t| {
             let mut select = t.prepare_cached(&sql)?;
             let mut rows = select.query(params_from_iter(values))?;

@@ -1,5 +1,7 @@
 //! Tries what a transfer needs, before the first object: `doctor --config task.toml`.
 
+#![expect(clippy::print_stdout, reason = "a program for people")]
+
 use clap::Parser;
 use dth_core::{
     error::{Error, Result},

@@ -1,5 +1,7 @@
 //! Everything that is known about one key: `explain --config task.toml KEY`.
 
+#![expect(clippy::print_stdout, reason = "a program for people")]
+
 use clap::Parser;
 use dth_core::{
     index::Index,

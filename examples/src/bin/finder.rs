@@ -1,5 +1,7 @@
 //! Finds what differs and queues it for workers: `finder --config task.toml`. Started again, it goes on where it was.
 
+#![expect(clippy::print_stdout, reason = "a program for people")]
+
 use clap::Parser;
 use dth_core::{
     env::SystemEnv,

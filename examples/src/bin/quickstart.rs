@@ -1,5 +1,7 @@
 //! Starts two real S3 servers, fills one, transfers everything to the other, and reads both sides back to check it.
 
+#![expect(clippy::print_stdout, reason = "a program for people")]
+
 use anyhow::{Context, ensure};
 use clap::Parser;
 use dth_core::{

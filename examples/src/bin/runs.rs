@@ -1,5 +1,7 @@
 //! Runs as things: `runs --config task.toml list | show RUN | cancel RUN | failed | redrive`.
 
+#![expect(clippy::print_stdout, reason = "a program for people")]
+
 use clap::{Parser, Subcommand};
 use dth_core::{
     env::SystemEnv,

@@ -1,5 +1,7 @@
 //! Finds and moves in one process: `transfer --config task.toml`.
 
+#![expect(clippy::print_stdout, reason = "a program for people")]
+
 use clap::Parser;
 use dth_core::scope::TaskScope;
 use dth_examples::Settings;

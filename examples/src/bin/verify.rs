@@ -1,5 +1,7 @@
 //! The manifest of a task, and its check against both sides: `verify --config task.toml [--export FILE | --manifest FILE]`.
 
+#![expect(clippy::print_stdout, reason = "a program for people")]
+
 use anyhow::Context;
 use clap::Parser;
 use dth_core::{

@@ -2,7 +2,6 @@
 //! `DTH_VENV=target/xtask/venv cargo test -p dth-examples --test servers -- --ignored`.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
-#![expect(clippy::disallowed_methods, reason = "these tests start and kill real processes in real time")]
 
 mod crash;
 mod objects;

@@ -130,7 +130,7 @@ async fn deletes_are_guarded() {
     assert_eq!(contents(&pair.sink, false).await.len(), 6, "the guard holds");
     pair.settings.finder.max_delete = 5;
     assert!(pair.settings.task().unwrap().run().await.unwrap().is_success());
-    assert_eq!(contents(&pair.sink, false).await.keys().map(|k| k.as_str()).collect::<Vec<_>>(), ["kept"]);
+    assert_eq!(contents(&pair.sink, false).await.keys().map(dth_core::object::ObjectKey::as_str).collect::<Vec<_>>(), ["kept"]);
 }
 
 /// Wrong credentials and a missing bucket end with an error that names them, and nothing is done.
