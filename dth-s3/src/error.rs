@@ -105,6 +105,7 @@ pub(crate) fn from_answer(op: Op, target: String, status: StatusCode, headers: &
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ErrorKind as K;
 
     #[test]
     fn table() {
@@ -114,7 +115,6 @@ mod tests {
             let error = from_answer(Op::Put, "b/k".into(), status, &HeaderMap::new(), &body);
             (error.kind(), error.is_retryable(), error.maybe_applied())
         };
-        use ErrorKind as K;
         assert_eq!(row(404, ""), (K::NotFound, false, false), "HEAD has no body");
         assert_eq!(row(404, "NoSuchBucket"), (K::Invalid, false, false), "a missing bucket is no missing object");
         assert_eq!(row(412, "PreconditionFailed"), (K::Precondition, true, false));

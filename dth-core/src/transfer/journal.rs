@@ -9,6 +9,11 @@ use crate::{
     state::{Committed, Fence, Record, RecordWrite, RunId, StateStore, Status, WriteResult},
 };
 use jiff::Timestamp;
+use std::{
+    sync::{Mutex, MutexGuard},
+    time::Duration,
+};
+use tokio::time::Instant;
 
 /// Whether the source's parts can be told from the size of its first one.
 ///
@@ -31,10 +36,34 @@ impl Parity {
     }
 }
 
+/// One delivery's right to publish and commit, shared by its jobs.
+#[derive(Debug)]
+pub struct Tenure<'a> {
+    store: &'a dyn StateStore,
+    fence: &'a Fence,
+    /// When the fence was last known to hold.
+    held: Mutex<Instant>,
+}
+
+/// After so long, a worker asks whether its message is still its own before it makes anything visible: it may have been
+/// frozen, and somebody else may have done (and recorded, and acknowledged) the work meanwhile.
+const TRUST: Duration = Duration::from_secs(5);
+
+impl<'a> Tenure<'a> {
+    /// The right that a claim gave just now.
+    pub fn new(store: &'a dyn StateStore, fence: &'a Fence) -> Self {
+        Self { store, fence, held: Mutex::new(Instant::now()) }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Instant> {
+        self.held.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
 /// The record of one key during one delivery.
 #[derive(Debug)]
 pub struct Journal<'a> {
-    store: Option<(&'a dyn StateStore, &'a Fence)>,
+    store: Option<&'a Tenure<'a>>,
     record: Record,
     run: RunId,
     attempts: u32,
@@ -44,17 +73,9 @@ pub struct Journal<'a> {
 
 impl<'a> Journal<'a> {
     /// A journal under a fence, from the record that the claim answered.
-    pub fn new(
-        store: &'a dyn StateStore,
-        fence: &'a Fence,
-        run: RunId,
-        key: &ObjectKey,
-        known: Option<Record>,
-        attempts: u32,
-        now: Timestamp,
-    ) -> Self {
+    pub fn new(tenure: &'a Tenure<'a>, run: RunId, key: &ObjectKey, known: Option<Record>, attempts: u32, now: Timestamp) -> Self {
         let record = known.unwrap_or_else(|| Record::new(key.clone(), run.clone(), Status::Started, now));
-        Self { store: Some((store, fence)), record, run, attempts, parity: Parity::default(), not_carried: Vec::new() }
+        Self { store: Some(tenure), record, run, attempts, parity: Parity::default(), not_carried: Vec::new() }
     }
 
     /// A journal that keeps nothing: an interrupted upload cannot be resumed.
@@ -71,7 +92,7 @@ impl<'a> Journal<'a> {
 
     /// Whether an earlier delivery may have published already.
     pub(super) fn is_redelivery(&self) -> bool {
-        self.store.is_some_and(|(_, fence)| fence.epoch > 1) || self.attempts > 1
+        self.store.is_some_and(|tenure| tenure.fence.epoch > 1) || self.attempts > 1
     }
 
     /// The record that replaces the stored one.
@@ -94,7 +115,7 @@ impl<'a> Journal<'a> {
 
     /// Writes a record that does not end the job. `Conflict` when another delivery or another job wrote in between.
     pub(super) async fn save(&mut self, record: Record, retry: &RetryPolicy, env: &SharedEnv) -> Result<()> {
-        let Some((store, fence)) = self.store else {
+        let Some(Tenure { store, fence, .. }) = self.store else {
             self.record = record;
             return Ok(());
         };
@@ -120,27 +141,34 @@ impl<'a> Journal<'a> {
 
     /// `Conflict` when a later delivery has taken the message over: what is found anew is that one's to publish.
     pub(super) async fn still_ours(&self, retry: &RetryPolicy, env: &SharedEnv) -> Result<()> {
-        let Some((store, fence)) = self.store else { return Ok(()) };
-        match retry.run(&**env, || store.commit(fence, &[])).await? {
-            Committed::Written(_) => Ok(()),
+        let Some(tenure) = self.store else { return Ok(()) };
+        if tenure.held().elapsed() < TRUST {
+            return Ok(());
+        }
+        let asked = Instant::now();
+        match retry.run(&**env, || tenure.store.commit(tenure.fence, &[])).await? {
+            Committed::Written(_) => {
+                *tenure.held() = asked;
+                Ok(())
+            }
             Committed::Fenced => Err(Error::new(ErrorKind::Conflict, Op::SaveState, self.record.key.to_string())
                 .with_source("another worker has taken this message over")),
         }
     }
 
     pub(super) async fn save_part(&self, upload: &UploadId, part: Part, retry: &RetryPolicy, env: &SharedEnv) -> Result<()> {
-        let Some((store, _)) = self.store else { return Ok(()) };
+        let Some(Tenure { store, .. }) = self.store else { return Ok(()) };
         let parts = [part];
         retry.run(&**env, || store.save_parts(upload, &parts)).await
     }
 
     pub(super) async fn parts(&self, upload: &UploadId, retry: &RetryPolicy, env: &SharedEnv) -> Result<Vec<Part>> {
-        let Some((store, _)) = self.store else { return Ok(Vec::new()) };
+        let Some(Tenure { store, .. }) = self.store else { return Ok(Vec::new()) };
         retry.run(&**env, || store.parts(upload)).await
     }
 
     pub(super) async fn forget_parts(&self, upload: &UploadId, retry: &RetryPolicy, env: &SharedEnv) -> Result<()> {
-        let Some((store, _)) = self.store else { return Ok(()) };
+        let Some(Tenure { store, .. }) = self.store else { return Ok(()) };
         retry.run(&**env, || store.forget_parts(upload)).await
     }
 }

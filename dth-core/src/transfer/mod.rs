@@ -10,8 +10,8 @@ mod publish;
 mod single;
 mod tee;
 
-pub use journal::Journal;
 pub(crate) use journal::is_same;
+pub use journal::{Journal, Tenure};
 
 use crate::{
     env::SharedEnv,

@@ -88,6 +88,7 @@ impl Transfer {
         options.condition = self.effective(held);
         let md5 = self.source_md5(&info);
         let expected = Expected { size, etag: self.etag_from(md5.as_ref()), checksum: info.checksum.clone() };
+        journal.still_ours(&self.settings.retry, &self.env).await?;
         let copied = self.publish(key, &expected, || self.sink.copy(origin, &etag, key, &options)).await;
         match copied {
             Ok(published) => self.ended(key, &info, expected, Verified::Store, published, journal).await,
@@ -150,6 +151,7 @@ impl Transfer {
         let mut options = options;
         options.condition = self.effective(held);
         options.checksum = expected.checksum.clone().filter(|c| capability.verifies.contains(&c.algorithm));
+        journal.still_ours(&self.settings.retry, &self.env).await?;
         match self.complete(key, &upload, &parts, &options, &expected).await? {
             Published::Ours(etag) => {
                 journal.forget_parts(&upload, &self.settings.retry, &self.env).await?;

@@ -41,6 +41,7 @@ impl Transfer {
         let mut options = self.put_options(&info, journal).await?;
         options.condition = self.effective(held);
         options.checksum = check.checksum;
+        journal.still_ours(&self.settings.retry, &self.env).await?;
         let published = self.publish(key, &check.expected, || self.sink.put(key, Body::Bytes(chunks.clone()), &options)).await?;
         self.ended(key, &info, check.expected, check.verified, published, journal).await
     }
@@ -72,6 +73,7 @@ impl Transfer {
         let mut options = self.put_options(&info, journal).await?;
         options.condition = self.effective(held);
         options.checksum.clone_from(&sum);
+        journal.still_ours(&self.settings.retry, &self.env).await?;
         let _bytes = self.budget.acquire(STREAM_WINDOW.min(size)).await;
         let (stream, seen) = tee(body, size, algorithms, self.bytes.clone());
         let answer = {

@@ -7,7 +7,7 @@ use crate::{
     job::{Action, Job, Pack, Seen},
     queue::{Delivery, Message},
     state::{Claim, Committed, JobEnd, Outcome, Record, RecordWrite, RunId, Status, WriteResult},
-    transfer::{Ended, Journal, is_same},
+    transfer::{Ended, Journal, Tenure, is_same},
 };
 use futures_util::{FutureExt, StreamExt, stream};
 use std::{collections::VecDeque, panic::AssertUnwindSafe, time::Duration};
@@ -102,8 +102,10 @@ impl Inner {
     }
 
     async fn jobs(&self, pack: &Pack, claim: &Claim, open: &[usize], delivery: &Delivery, stop: &CancellationToken) -> Result<Close> {
+        let tenure = Tenure::new(&*self.state, &claim.fence);
+        let tenure = &tenure;
         let mut running = stream::iter(open.iter().copied())
-            .map(|index| async move { (index, self.job(pack, claim, index, delivery, stop).await) })
+            .map(|index| async move { (index, self.job(pack, claim, tenure, index, delivery, stop).await) })
             .buffer_unordered(self.settings.jobs_per_pack);
         let mut pending: Vec<(usize, Ended)> = Vec::new();
         let mut failed: Vec<(usize, Error)> = Vec::new();
@@ -144,7 +146,15 @@ impl Inner {
     }
 
     /// Does one job; a panic is a failure of this job alone.
-    async fn job(&self, pack: &Pack, claim: &Claim, index: usize, delivery: &Delivery, stop: &CancellationToken) -> Went {
+    async fn job(
+        &self,
+        pack: &Pack,
+        claim: &Claim,
+        tenure: &Tenure<'_>,
+        index: usize,
+        delivery: &Delivery,
+        stop: &CancellationToken,
+    ) -> Went {
         if stop.is_cancelled() {
             return Went::NotBegun;
         }
@@ -152,7 +162,7 @@ impl Inner {
         let attempts = job.attempts + delivery.receives;
         let run = pack.run.clone().unwrap_or_else(|| RunId::new("events"));
         let known = claim.records[index].clone();
-        let mut journal = Journal::new(&*self.state, &claim.fence, run, &job.key, known, attempts, self.env.now());
+        let mut journal = Journal::new(tenure, run, &job.key, known, attempts, self.env.now());
         let alone = pack.jobs.len() == 1;
         if alone && attempts > self.settings.max_attempts {
             let error = Error::new(ErrorKind::Internal, Op::Transfer, job.key.to_string())
