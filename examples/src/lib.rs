@@ -122,3 +122,8 @@ pub fn plan_text(plan: &Plan, json: bool) -> anyhow::Result<String> {
 pub fn exit_code(report: &Report) -> ExitCode {
     ExitCode::from(if report.is_success() { OK } else { INCOMPLETE })
 }
+
+/// The example of the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

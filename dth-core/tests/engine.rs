@@ -1,0 +1,294 @@
+//! Promises of finder and worker on memory backends, each by its name.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use dth_core::{
+    error::ErrorKind,
+    finder::{Finder, FinderSettings, Overwrite},
+    index::Index,
+    key_map::KeyMap,
+    memory::{MemoryQueue, MemoryState, MemoryStore, MemoryStoreSettings},
+    object::{EtagKind, ObjectKey},
+    queue::{Message, Queue},
+    sink::{PutOptions, Sink},
+    state::{Outcome, RunState, StateStore, Verified},
+    sync::Sync,
+    transfer::TransferSettings,
+    worker::WorkerSettings,
+};
+use proptest::prelude::*;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio_util::sync::CancellationToken;
+
+fn task(source: &MemoryStore, sink: &MemoryStore) -> Sync {
+    Sync::new(Arc::new(source.clone()), Arc::new(sink.clone()))
+}
+
+fn bodies(store: &MemoryStore) -> BTreeMap<ObjectKey, bytes::Bytes> {
+    store.snapshot().into_iter().map(|(key, object)| (key, object.body.clone())).collect()
+}
+
+/// Leaves first, each only if the sink lacks it, the entry itself last.
+#[tokio::test]
+async fn children_arrive_before_their_entry() {
+    let key = ObjectKey::from;
+    let children = BTreeMap::from([
+        (key("index"), vec![key("manifest/1"), key("manifest/2")]),
+        (key("manifest/1"), vec![key("blob/a"), key("blob/shared")]),
+        (key("manifest/2"), vec![key("blob/shared"), key("blob/known")]),
+    ]);
+    let source = MemoryStore::new(MemoryStoreSettings { children, ..MemoryStoreSettings::default() });
+    for name in ["index", "manifest/1", "manifest/2", "blob/a", "blob/shared", "blob/known"] {
+        source.insert(name, name);
+    }
+    let sink = MemoryStore::default();
+    sink.insert("blob/known", "blob/known");
+    let order: Arc<Mutex<Vec<String>>> = Arc::default();
+    let seen = Arc::clone(&order);
+    sink.watch(Box::new(move |key, _| seen.lock().unwrap().push(key.as_str().to_owned())));
+    let ended = task(&source, &sink).copy_one(&"index".into()).await.unwrap();
+    assert_eq!(ended.outcome, Outcome::Copied);
+    assert_eq!(*order.lock().unwrap(), ["blob/a", "blob/shared", "manifest/1", "manifest/2", "index"]);
+    assert_eq!(bodies(&source), bodies(&sink));
+}
+
+/// A child that is gone fails its root, and the root is not published.
+#[tokio::test]
+async fn a_root_without_its_child_is_not_published() {
+    let children = BTreeMap::from([(ObjectKey::from("root"), vec![ObjectKey::from("gone")])]);
+    let source = MemoryStore::new(MemoryStoreSettings { children, ..MemoryStoreSettings::default() });
+    source.insert("root", "root");
+    let sink = MemoryStore::default();
+    assert!(task(&source, &sink).copy_one(&"root".into()).await.is_err());
+    assert!(sink.snapshot().is_empty());
+}
+
+/// T19: sizes around every boundary, single and in parts, whatever the etags are made of.
+#[tokio::test]
+async fn sizes_around_every_boundary() {
+    for (from, to) in [(EtagKind::Md5, EtagKind::Md5), (EtagKind::Md5, EtagKind::Opaque), (EtagKind::Opaque, EtagKind::Md5)] {
+        let store = |etag| MemoryStore::new(MemoryStoreSettings { etag, chunk: 700, ..MemoryStoreSettings::default() });
+        let (source, sink) = (store(from), store(to));
+        for size in [0, 1, 999, 1000, 1001, 1999, 2000, 2001, 4000, 9_999, 10_000, 10_001] {
+            let body: Vec<u8> = (0..size).map(|i: u32| (i * 7 + i / 256) as u8).collect();
+            source.insert(format!("single/{size}"), body.clone());
+            source.insert_parts(format!("parts/{size}"), body, 1500);
+        }
+        let transfer = TransferSettings { hold_max: 1000, single_max: 2000, part_size: 1000, ..TransferSettings::default() };
+        let report = task(&source, &sink).with_worker(WorkerSettings { transfer, ..WorkerSettings::default() }).run().await.unwrap();
+        assert!(report.is_success(), "{report}");
+        assert_eq!(bodies(&source), bodies(&sink));
+        assert_eq!(sink.open_uploads(), 0);
+    }
+}
+
+/// Where both sides build etags from MD5, a copy has the etag of its source: a second run reads listings only.
+#[tokio::test]
+async fn etags_come_out_the_same() {
+    let (source, sink) = (MemoryStore::default(), MemoryStore::default());
+    source.insert("a", vec![1; 100]);
+    source.insert_parts("b", vec![2; 5000], 700);
+    let transfer = TransferSettings { hold_max: 200, ..TransferSettings::default() };
+    let settings = WorkerSettings { transfer, ..WorkerSettings::default() };
+    assert!(task(&source, &sink).with_worker(settings).run().await.unwrap().is_success());
+    for key in ["a", "b"] {
+        assert_eq!(source.get(&key.into()).unwrap().etag, sink.get(&key.into()).unwrap().etag, "{key}");
+    }
+    let again = task(&source, &sink).run().await.unwrap();
+    assert_eq!(again.run.totals.unchanged.objects, 2);
+}
+
+/// R13: what the source offers is used, and said.
+#[tokio::test]
+async fn the_strongest_check_is_taken_and_recorded() {
+    let opaque = || MemoryStoreSettings { etag: EtagKind::Opaque, checksums: &[], ..MemoryStoreSettings::default() };
+    let (md5, bare) = (MemoryStore::default(), MemoryStore::new(opaque()));
+    for source in [&md5, &bare] {
+        source.insert("k", "bytes");
+    }
+    let verified = |source: MemoryStore| async move {
+        task(&source, &MemoryStore::default()).copy_one(&"k".into()).await.unwrap().record.verified.unwrap()
+    };
+    assert!(matches!(verified(md5).await, Verified::Source(_)));
+    assert!(matches!(verified(bare).await, Verified::Transport(_)), "nothing was offered: said, not hidden");
+}
+
+/// Q4: poison becomes a dead letter with its reason; its neighbours are done.
+#[tokio::test(start_paused = true)]
+async fn poison_is_given_up_with_the_reason() {
+    let (source, sink) = (MemoryStore::default(), MemoryStore::default());
+    source.insert("good", "good");
+    let (queue, state) = (Arc::new(MemoryQueue::new()), Arc::new(MemoryState::new()));
+    let poison = Message { body: "{broken".into(), delay: Duration::ZERO };
+    queue.send(&[poison]).await.unwrap().pop().unwrap().unwrap();
+    let report = task(&source, &sink).with_state(queue.clone(), state).run().await.unwrap();
+    assert!(report.is_success(), "{report}");
+    while queue.depth().await.unwrap().dead == 0 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert!(queue.dead_letters(None, 9).await.unwrap()[0].reason.contains("invalid request"));
+}
+
+/// An object too large for the sink is skipped with the reason, and the ledger closes.
+#[tokio::test(start_paused = true)]
+async fn what_the_sink_cannot_carry_is_skipped_with_the_reason() {
+    let (source, sink) =
+        (MemoryStore::default(), MemoryStore::new(MemoryStoreSettings { max_put: 3, multipart: None, ..MemoryStoreSettings::default() }));
+    source.insert("ok", "ok");
+    source.insert("too large", "too large");
+    let report = task(&source, &sink).run().await.unwrap();
+    assert!(report.closed, "{report}");
+    assert_eq!(report.run.outcome("skipped:unrepresentable").objects, 1, "{report}");
+    assert_eq!(report.run.outcome("copied").objects, 1);
+}
+
+#[tokio::test]
+async fn overwrite_policies_hold() {
+    for (overwrite, expected) in [(Overwrite::Never, "old"), (Overwrite::Always, "new")] {
+        let (source, sink) = (MemoryStore::default(), MemoryStore::default());
+        source.insert("k", "new");
+        sink.insert("k", "old");
+        let settings = FinderSettings { overwrite, ..FinderSettings::default() };
+        let report = task(&source, &sink).with_finder(settings).run().await.unwrap();
+        assert!(report.closed);
+        assert_eq!(sink.get(&"k".into()).unwrap().body, expected);
+    }
+}
+
+/// Metadata and tags come with the object.
+#[tokio::test]
+async fn metadata_and_tags_are_carried() {
+    let (source, sink) = (MemoryStore::default(), MemoryStore::default());
+    let mut options = PutOptions::default();
+    options.attributes.content_type = Some("text/plain".into());
+    options.attributes.user.insert("who".into(), "日本".into());
+    options.tags.push(("a".into(), "b".into()));
+    source.insert_with("k", "v", &options);
+    assert!(task(&source, &sink).run().await.unwrap().is_success());
+    let there = sink.get(&"k".into()).unwrap();
+    assert_eq!((&there.attributes, &there.tags), (&options.attributes, &options.tags));
+}
+
+/// T11: an object that vanished after it was listed is cancelled, not failed.
+#[tokio::test]
+async fn a_vanished_object_is_cancelled() {
+    let (source, sink) = (MemoryStore::default(), MemoryStore::default());
+    source.insert("k", "v");
+    let (queue, state) = (Arc::new(MemoryQueue::new()), Arc::new(MemoryState::new()));
+    let task = task(&source, &sink).with_state(queue, state.clone());
+    let run = task.finder().unwrap().run(&CancellationToken::new()).await.unwrap();
+    source.remove(&"k".into());
+    let report = task.run().await.unwrap();
+    assert_eq!(report.run.id, run.id, "the run is resumed");
+    assert_eq!((report.run.outcome("cancelled").objects, report.run.state), (1, RunState::Finished));
+    assert!(report.is_success());
+}
+
+/// F8: a listing that is not in byte order is noticed, never compared wrongly.
+#[tokio::test]
+async fn an_unordered_listing_is_refused_by_name() {
+    #[derive(Debug)]
+    struct Backwards(MemoryStore);
+    #[async_trait::async_trait]
+    impl Index for Backwards {
+        fn name(&self) -> String {
+            "backwards".into()
+        }
+        fn index_capability(&self) -> dth_core::index::IndexCapability {
+            self.0.index_capability()
+        }
+        async fn list(&self, request: &dth_core::index::ListRequest) -> dth_core::error::Result<dth_core::index::ListPage> {
+            let mut page = self.0.list(request).await?;
+            page.entries.reverse();
+            Ok(page)
+        }
+        async fn head(
+            &self,
+            key: &ObjectKey,
+            v: Option<&dth_core::object::VersionId>,
+        ) -> dth_core::error::Result<dth_core::object::ObjectInfo> {
+            self.0.head(key, v).await
+        }
+    }
+    let source = MemoryStore::default();
+    source.insert("a", "1");
+    source.insert("b", "2");
+    let finder = Finder::builder(
+        Arc::new(Backwards(source)),
+        Arc::new(MemoryStore::default()),
+        Arc::new(MemoryQueue::new()),
+        Arc::new(MemoryState::new()),
+    );
+    let error = finder.build().unwrap().run(&CancellationToken::new()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert!(error.chain().contains("not in byte order"), "{}", error.chain());
+}
+
+fn keys() -> impl Strategy<Value = Vec<(String, u8)>> {
+    prop::collection::vec(("[a-c/é😀]{1,5}", 0..3u8), 0..60)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// F2: whatever the pages, shards and splits, each key is decided on exactly once, as a model of two maps decides.
+    #[test]
+    fn finder_agrees_with_its_model(left in keys(), right in keys(), page in 1..5u32, shards in 1..5usize, jobs in 1..7usize) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let store = || MemoryStore::new(MemoryStoreSettings { page, ..MemoryStoreSettings::default() });
+            let (source, sink) = (store(), store());
+            let map = KeyMap::new("p");
+            for (key, version) in &left {
+                source.insert(key.as_str(), vec![*version; 3]);
+            }
+            for (key, version) in &right {
+                sink.insert(map.to_destination(&key.as_str().into()), vec![*version; 3]);
+            }
+            let (queue, state) = (Arc::new(MemoryQueue::new()), Arc::new(MemoryState::new()));
+            let settings =
+                FinderSettings { shards, pack_jobs: jobs, split_after_pages: 1, delete_extra: true, ..FinderSettings::default() };
+            let finder = Finder::builder(Arc::new(source.clone()), Arc::new(sink.clone()), queue.clone(), state.clone());
+            let finder = finder.with_keys(map.clone()).with_settings(settings).build().unwrap();
+            let run = finder.run(&CancellationToken::new()).await.unwrap();
+            let (here, there) = (bodies(&source), bodies(&sink));
+            let mut expected: Vec<ObjectKey> =
+                here.iter().filter(|(k, b)| there.get(&map.to_destination(k)) != Some(*b)).map(|(k, _)| k.clone()).collect();
+            expected.extend(there.keys().filter_map(|k| map.to_source(k)).filter(|k| !here.contains_key(k)));
+            expected.sort();
+            let mut found = Vec::new();
+            loop {
+                let deliveries = queue.receive(100, Duration::from_secs(1000), Duration::ZERO).await.unwrap();
+                if deliveries.is_empty() {
+                    break;
+                }
+                for delivery in deliveries {
+                    let pack = dth_core::job::Pack::parse(&delivery.body, &dth_core::env::SystemEnv).unwrap();
+                    found.extend(pack.jobs.into_iter().map(|job| job.key));
+                }
+            }
+            found.sort();
+            prop_assert_eq!(found, expected);
+            prop_assert_eq!(run.totals.listed.objects, here.len() as u64);
+            prop_assert_eq!(run.totals.unchanged.objects + run.totals.queued.objects, here.len() as u64);
+            prop_assert!(state.outbox(&run.id, 10).await.unwrap().is_empty());
+            Ok(())
+        })?;
+    }
+}
+
+/// Uploads of other tools are not ours to sweep.
+#[tokio::test]
+async fn a_sweep_leaves_other_uploads_alone() {
+    let (source, sink) = (MemoryStore::default(), MemoryStore::default());
+    source.insert("k", "v");
+    sink.create_upload(&"k".into(), &PutOptions::default()).await.unwrap();
+    let task = task(&source, &sink);
+    assert!(task.run().await.unwrap().is_success());
+    let swept = task.sweep(Duration::ZERO).await.unwrap();
+    assert_eq!((swept.listed, swept.aborted, swept.left_alone), (1, 0, 1));
+}
