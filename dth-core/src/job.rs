@@ -35,6 +35,26 @@ impl Action {
     }
 }
 
+/// When an object at the destination may be replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Overwrite {
+    /// When it differs.
+    #[default]
+    Always,
+    /// When it differs and the source is newer.
+    IfNewer,
+    /// Never.
+    Never,
+}
+
+impl Overwrite {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    fn is_always(&self) -> bool {
+        *self == Self::Always
+    }
+}
+
 /// What the finder saw at the destination.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Seen {
@@ -99,6 +119,9 @@ pub struct Job {
     /// What to do.
     #[serde(rename = "a", default, skip_serializing_if = "Action::is_copy")]
     pub action: Action,
+    /// Whether what is found at the destination by now may be replaced.
+    #[serde(rename = "w", default, skip_serializing_if = "Overwrite::is_always")]
+    pub overwrite: Overwrite,
     /// Tries before this message.
     #[serde(rename = "n", default, skip_serializing_if = "is_zero")]
     pub attempts: u32,
@@ -121,6 +144,7 @@ impl Job {
             etag: entry.etag.clone(),
             destination,
             action: Action::Copy,
+            overwrite: Overwrite::Always,
             attempts: 0,
             origin: None,
         }
@@ -186,8 +210,11 @@ impl Pack {
                 if key.as_str().is_empty() {
                     return Err(Error::new(ErrorKind::Invalid, Op::Receive, excerpt(body)).with_source("the key is empty"));
                 }
-                let job = Job { key, size, etag: None, destination: Seen::Unknown, action: Action::Copy, attempts: 0, origin: None };
-                Ok(Self::new(env, None, vec![job]))
+                let job = Job { key, size, ..Job::copy(&Entry::new("", 0, None), Seen::Unknown) };
+                // Duplicates of the message share the id, and so the fence.
+                use sha2::Digest;
+                let id = crate::checksum::hex(&sha2::Sha256::digest(body)[..16]);
+                Ok(Self { id: PackId::new(id), ..Self::new(env, None, vec![job]) })
             }
             Some(v) if v.as_u64() == Some(u64::from(Self::VERSION)) => {
                 let pack: Self = serde_json::from_value(value).map_err(invalid)?;
@@ -252,7 +279,7 @@ fn estimate(job: &Job) -> usize {
             _ => 0,
         };
     // Field names, quotes, numbers, action and an origin of 32 digits.
-    escaped + 6 * etags + 150
+    escaped + 6 * etags + 170
 }
 
 /// The same JSON in ASCII.

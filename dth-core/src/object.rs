@@ -190,6 +190,8 @@ pub struct ObjectInfo {
     pub entry: Entry,
     /// Content headers and metadata.
     pub attributes: Attributes,
+    /// Its etag is no MD5, whatever the store's etags are otherwise (it is encrypted with KMS, say).
+    pub opaque_etag: bool,
     /// A checksum of the whole object, where the store offers one.
     pub checksum: Option<Checksum>,
     /// Parts of a multipart object, where the store tells.
@@ -201,7 +203,7 @@ pub struct ObjectInfo {
 impl ObjectInfo {
     /// Info with nothing known but the entry.
     pub fn of(entry: Entry) -> Self {
-        Self { entry, attributes: Attributes::default(), checksum: None, parts: None, tag_count: None }
+        Self { entry, attributes: Attributes::default(), opaque_etag: false, checksum: None, parts: None, tag_count: None }
     }
 }
 

@@ -34,7 +34,7 @@ impl RetryPolicy {
         let cap = Duration::from_millis(self.cap_ms);
         match error.retry() {
             Retry::Never => None,
-            Retry::After(wait) => Some((wait + self.jittered(1, env)).min(cap)),
+            Retry::After(wait) => Some(wait.saturating_add(self.jittered(1, env)).min(cap)),
             Retry::Backoff => Some(self.jittered(tried, env)),
         }
     }

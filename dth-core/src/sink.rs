@@ -86,6 +86,8 @@ pub struct Written {
     pub etag: Option<ETag>,
     /// Its version.
     pub version: Option<VersionId>,
+    /// The etag is no MD5, whatever the store's etags are otherwise.
+    pub opaque_etag: bool,
     /// A checksum that the store itself took, where the answer carries one.
     pub checksum: Option<Checksum>,
 }
@@ -116,6 +118,9 @@ pub struct Part {
     pub size: u64,
     /// Its entity tag.
     pub etag: ETag,
+    /// The etag is no MD5, whatever the store's etags are otherwise.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub opaque_etag: bool,
     /// A checksum of its bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checksum: Option<Checksum>,
@@ -173,6 +178,8 @@ pub struct SinkCapability {
     pub verifies: &'static [Algorithm],
     /// Whether tags can be stored with an object.
     pub tags: bool,
+    /// Whether the tags of an object in parts must follow its completion ([`Sink::put_tags`]).
+    pub tags_follow: bool,
     /// Most bytes of a server-side copy in one call; `None` where there is none.
     pub max_copy: Option<u64>,
 }
@@ -222,6 +229,11 @@ pub trait Sink: Index {
     /// Throws an upload away. One that is not there is no error.
     async fn abort_upload(&self, key: &ObjectKey, _upload: &UploadId) -> Result<()> {
         Err(unsupported(Op::AbortUpload, key))
+    }
+
+    /// Sets the tags of an object.
+    async fn put_tags(&self, key: &ObjectKey, _tags: &Tags) -> Result<()> {
+        Err(unsupported(Op::Tags, key))
     }
 
     /// Whether objects can be copied from there inside the store.

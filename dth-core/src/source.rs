@@ -113,4 +113,6 @@ pub struct CopyOrigin {
     pub key: ObjectKey,
     /// The version.
     pub version: Option<VersionId>,
+    /// Whose rights read it: a sink copies only what its own identity can read.
+    pub identity: String,
 }

@@ -9,8 +9,9 @@ use crate::{
     key_map::KeyMap,
     retry::RetryPolicy,
     sink::Sink,
-    state::{StateStore, Status},
+    state::{RunId, RunState, StateStore, Status},
 };
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -27,6 +28,14 @@ pub struct SweepReport {
     pub left_alone: u64,
     /// The store cannot list uploads: nothing could be swept.
     pub unsupported: bool,
+}
+
+async fn is_over(state: &dyn StateStore, run: &RunId, env: &dyn Env, retry: &RetryPolicy) -> Result<bool> {
+    match retry.run(env, || state.run(run)).await {
+        Ok(run) => Ok(matches!(run.state, RunState::Finished | RunState::Cancelled)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Store clocks may differ from ours by so much.
@@ -67,22 +76,25 @@ pub async fn sweep(
                 report.left_alone += 1;
                 continue;
             };
-            let under_way = record.status == Status::Started && record.upload.as_ref().is_some_and(|u| u.id.as_ref() == Some(&upload.id));
+            let recorded = record.status == Status::Started && record.upload.as_ref().is_some_and(|u| u.id.as_ref() == Some(&upload.id));
+            // Nobody continues an upload of a run that is over.
+            let under_way = recorded && !is_over(state, &record.run, env, retry).await?;
             let since = record.uploads_since.unwrap_or_else(|| env.now());
-            let young = upload
-                .begun
-                .is_some_and(|at| at.saturating_add(age).unwrap_or(at) > env.now() || at.saturating_add(SKEW).unwrap_or(at) < since);
+            let too_young = |at: Timestamp| !age.is_zero() && at.saturating_add(age).unwrap_or(at) > env.now();
+            let before_ours = |at: Timestamp| at.saturating_add(SKEW).unwrap_or(at) < since;
+            let young = upload.begun.is_some_and(|at| too_young(at) || before_ours(at));
             if under_way {
                 report.under_way += 1;
-            } else if young && !age.is_zero() {
+            } else if young {
                 report.left_alone += 1;
             } else {
                 retry.run(env, || sink.abort_upload(&upload.key, &upload.id)).await?;
                 report.aborted += 1;
             }
         }
+        let stuck = next == token;
         token = next;
-        if token.is_none() {
+        if token.is_none() || stuck {
             return Ok(report);
         }
     }

@@ -161,6 +161,8 @@ impl Sync {
                 tokio::select! {
                     biased;
                     () = self.stop.cancelled() => Ok(()),
+                    // It ends only by a panic, which goes on here.
+                    _ = scope.join_next() => Ok(()),
                     run = runs::wait(&*self.state, &id, &*self.env, &self.finder.retry) => run.map(drop),
                 }
             }
@@ -170,8 +172,10 @@ impl Sync {
         scope.join_all().await;
         waited?;
         let run = runs::settle(&*self.state, &id, &*self.env, &self.finder.retry).await?;
-        if run.is_settled() {
-            self.sweep(Duration::ZERO).await?;
+        if run.is_settled()
+            && let Err(error) = self.sweep(Duration::ZERO).await
+        {
+            tracing::warn!(error = %error.chain(), "unfinished uploads could not be swept");
         }
         Ok(Report::new(run))
     }
@@ -184,8 +188,15 @@ impl Sync {
 
     async fn unfinished(&self) -> Result<Option<RunId>> {
         use crate::state::RunState::{Finding, Transferring};
-        let runs = self.finder.retry.run(&*self.env, || self.state.runs(1)).await?;
-        Ok(runs.into_iter().find(|r| matches!(r.state, Finding | Transferring)).map(|r| r.id))
+        let runs = self.finder.retry.run(&*self.env, || self.state.runs(100)).await?;
+        for run in runs.into_iter().rev().filter(|r| matches!(r.state, Finding | Transferring)) {
+            // One whose jobs have all ended meanwhile only lacks its closing.
+            let run = runs::settle(&*self.state, &run.id, &*self.env, &self.finder.retry).await?;
+            if matches!(run.state, Finding | Transferring) {
+                return Ok(Some(run.id));
+            }
+        }
+        Ok(None)
     }
 
     /// Moves one object now, without queue or record; the answer says how it ended and how strongly it was verified.
@@ -199,6 +210,13 @@ impl Sync {
         );
         let entry = self.source.head(key, None).await?.entry;
         let mut journal = Journal::detached(key, self.env.now());
-        transfer.run(&Job::copy(&entry, Seen::Unknown), &mut journal).await
+        let job = Job::copy(&entry, Seen::Unknown);
+        match transfer.run(&job, &mut journal).await {
+            Ok(ended) => Ok(ended),
+            Err(error) => {
+                transfer.abandon(&job, &mut journal).await?;
+                Err(error)
+            }
+        }
     }
 }

@@ -19,9 +19,16 @@ pub enum Style {
 }
 
 /// A text that is never printed.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);
+
+/// Writes stars: settings may be written down, secrets may not.
+impl Serialize for Secret {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str("***")
+    }
+}
 
 impl Secret {
     /// Wraps a secret.
@@ -151,6 +158,9 @@ impl S3Config {
                 let suffix = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
                 ("https".to_owned(), format!("s3.{region}.{suffix}"), true)
             }
+            Some(endpoint) if endpoint.contains('@') => {
+                return invalid("endpoint", "a user or password does not belong into it".into());
+            }
             Some(endpoint) => {
                 let with_scheme = if endpoint.contains("://") { endpoint.clone() } else { format!("https://{endpoint}") };
                 let uri: http::Uri = match with_scheme.parse() {
@@ -160,8 +170,8 @@ impl S3Config {
                 let (Some(scheme @ ("http" | "https")), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
                     return invalid("endpoint", format!("`{endpoint}` is not of the form http(s)://host[:port]"));
                 };
-                if !uri.path().trim_matches('/').is_empty() || authority.as_str().contains('@') {
-                    return invalid("endpoint", format!("`{endpoint}`: neither a path nor a user belongs here"));
+                if !uri.path().trim_matches('/').is_empty() {
+                    return invalid("endpoint", format!("`{endpoint}`: a path does not belong here"));
                 }
                 (scheme.to_owned(), authority.as_str().to_owned(), false)
             }

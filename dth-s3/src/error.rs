@@ -87,7 +87,11 @@ fn maybe_applied(status: StatusCode, kind: ErrorKind) -> bool {
 
 /// The error of an answer.
 pub(crate) fn from_answer(op: Op, target: String, status: StatusCode, headers: &HeaderMap, body: &ErrorBody) -> Error {
-    let kind = classify(status, &body.code);
+    let kind = match classify(status, &body.code) {
+        // A gateway's 404 is not the store's word on the object. An answer to HEAD has no body to tell by.
+        ErrorKind::NotFound if body.code.is_empty() && op != Op::Head => ErrorKind::Unavailable,
+        kind => kind,
+    };
     let name = if body.code.is_empty() { status.as_u16().to_string() } else { format!("{} {}", status.as_u16(), body.code) };
     let mut error = Error::new(kind, op, target).with_code(name).with_maybe_applied(maybe_applied(status, kind));
     if let Some(region) = body.region.as_deref().filter(|_| status.is_redirection() || status.as_u16() == 400) {
@@ -110,9 +114,10 @@ mod tests {
     #[test]
     fn table() {
         let row = |status: u16, code: &str| {
+            let op = if code.is_empty() { Op::Head } else { Op::Put };
             let body = ErrorBody { code: code.into(), ..ErrorBody::default() };
             let status = StatusCode::from_u16(status).unwrap();
-            let error = from_answer(Op::Put, "b/k".into(), status, &HeaderMap::new(), &body);
+            let error = from_answer(op, "b/k".into(), status, &HeaderMap::new(), &body);
             (error.kind(), error.is_retryable(), error.maybe_applied())
         };
         assert_eq!(row(404, ""), (K::NotFound, false, false), "HEAD has no body");

@@ -22,7 +22,9 @@ const CHECKSUMS: [(Algorithm, &str); 3] = [
 ];
 
 fn text(headers: &HeaderMap, name: &str) -> Option<String> {
-    headers.get(name).map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned())
+    // Bytes that are no UTF-8 are Latin-1, as HTTP has it.
+    let latin = |bytes: &[u8]| bytes.iter().map(|b| char::from(*b)).collect();
+    headers.get(name).map(|v| std::str::from_utf8(v.as_bytes()).map_or_else(|_| latin(v.as_bytes()), str::to_owned))
 }
 
 fn number<T: std::str::FromStr>(headers: &HeaderMap, name: &str) -> Option<T> {
@@ -58,10 +60,17 @@ pub(crate) fn info(key: &ObjectKey, size: u64, headers: &HeaderMap) -> ObjectInf
             website_redirect: text(headers, "x-amz-website-redirect-location"),
             user,
         },
+        opaque_etag: is_opaque(headers),
         checksum: full_checksum(headers),
         parts: number(headers, "x-amz-mp-parts-count"),
-        tag_count: Some(number(headers, "x-amz-tagging-count").unwrap_or(0)),
+        tag_count: number(headers, "x-amz-tagging-count"),
     }
+}
+
+/// Encrypted with KMS or with the customer's key, an object has an etag that is no MD5 (Amazon S3 API Reference, "Object").
+pub(crate) fn is_opaque(headers: &HeaderMap) -> bool {
+    let managed = text(headers, "x-amz-server-side-encryption").is_some_and(|kind| kind != "AES256");
+    managed || headers.contains_key("x-amz-server-side-encryption-customer-algorithm")
 }
 
 /// The checksum of the whole object. Composite ones (`…-N`) are of their parts' checksums and compare with nothing of ours.
@@ -148,6 +157,7 @@ pub(crate) fn written(headers: &HeaderMap) -> Written {
     Written {
         etag: etag(headers),
         version: text(headers, "x-amz-version-id").filter(|v| v != "null").map(VersionId::new),
+        opaque_etag: is_opaque(headers),
         checksum: full_checksum(headers),
     }
 }

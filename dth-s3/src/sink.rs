@@ -52,18 +52,6 @@ impl S3Store {
         if self.facts.conditions { headers::put_condition(headers, condition, op) } else { Ok(()) }
     }
 
-    /// Tags of a multipart object, where the store drops them at its creation.
-    async fn put_tags(&self, key: &ObjectKey, tags: &Tags) -> Result<()> {
-        let mut document = String::from("<Tagging xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><TagSet>");
-        for (name, value) in tags {
-            let _ = write!(document, "<Tag><Key>{}</Key><Value>{}</Value></Tag>", xml::escape(name), xml::escape(value));
-        }
-        document.push_str("</TagSet></Tagging>");
-        let mut request = Request::new(Op::Tags, Method::PUT, Some(key)).query("tagging", "");
-        request.body = RequestBody::Document(document);
-        self.wire.send(request).await.map(drop)
-    }
-
     /// A document that may be an error although the status was 200: S3 sends the status before the work is done.
     async fn result(&self, answer: Answer, key: &ObjectKey, op: Op, root: &str) -> Result<xml::Element> {
         let headers = answer.headers.clone();
@@ -113,6 +101,7 @@ impl Sink for S3Store {
             conditions: Conditions { publish: self.facts.conditions, delete: self.facts.delete_condition },
             verifies: self.facts.verifies,
             tags: self.facts.tags,
+            tags_follow: self.facts.tags && !self.facts.tags_on_create,
             max_copy: Some(5 * GIB),
         }
     }
@@ -163,7 +152,8 @@ impl Sink for S3Store {
         request.body = request_body(body);
         let answer = self.wire.send(request).await?;
         let etag = headers::etag(&answer.headers).ok_or_else(|| answer.error(ErrorKind::Corrupt, "the answer names no etag"))?;
-        Ok(Part { number, size, etag, checksum: headers::full_checksum(&answer.headers) })
+        let opaque_etag = headers::is_opaque(&answer.headers);
+        Ok(Part { number, size, etag, opaque_etag, checksum: headers::full_checksum(&answer.headers) })
     }
 
     async fn list_parts(&self, key: &ObjectKey, upload: &UploadId) -> Result<Vec<Part>> {
@@ -183,7 +173,7 @@ impl Sink for S3Store {
                 let (Some(number), Some(size), Some(etag)) = (number, size, part.etag("ETag")) else {
                     return Err(broken("a part without number, size or etag".into()));
                 };
-                parts.push(Part { number, size, etag, checksum: None });
+                parts.push(Part { number, size, etag, opaque_etag: false, checksum: None });
             }
             let next = root.filled("NextPartNumberMarker").map(str::to_owned);
             match next.filter(|_| root.text("IsTruncated").is_some_and(|t| t.trim() == "true")) {
@@ -241,9 +231,6 @@ impl Sink for S3Store {
         let mut written = headers::written(&answer.headers);
         let root = self.result(answer, key, Op::CompleteUpload, "CompleteMultipartUploadResult").await?;
         written.etag = root.etag("ETag");
-        if !self.facts.tags_on_create && !options.tags.is_empty() {
-            self.put_tags(key, &options.tags).await.map_err(|e| e.with_maybe_applied(true))?;
-        }
         Ok(written)
     }
 
@@ -255,8 +242,19 @@ impl Sink for S3Store {
         }
     }
 
+    async fn put_tags(&self, key: &ObjectKey, tags: &Tags) -> Result<()> {
+        let mut document = String::from("<Tagging xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><TagSet>");
+        for (name, value) in tags {
+            let _ = write!(document, "<Tag><Key>{}</Key><Value>{}</Value></Tag>", xml::escape(name), xml::escape(value));
+        }
+        document.push_str("</TagSet></Tagging>");
+        let mut request = Request::new(Op::Tags, Method::PUT, Some(key)).query("tagging", "");
+        request.body = RequestBody::Document(document);
+        self.wire.send(request).await.map(drop)
+    }
+
     fn can_copy(&self, origin: &CopyOrigin) -> bool {
-        origin.endpoint == self.wire.endpoint.store
+        origin.endpoint == self.wire.endpoint.store && origin.identity == self.identity()
     }
 
     async fn copy(&self, origin: &CopyOrigin, source: &ETag, key: &ObjectKey, options: &PutOptions) -> Result<Written> {
@@ -290,9 +288,10 @@ impl Sink for S3Store {
             .header("x-amz-copy-source-range", &format!("bytes={}-{}", range.start, range.end.saturating_sub(1)))?;
         request.headers.insert("x-amz-copy-source-if-match", headers::quoted(source, Op::CopyPart)?);
         let answer = self.wire.send(request).await?;
+        let headers = answer.headers.clone();
         let root = self.result(answer, key, Op::CopyPart, "CopyPartResult").await?;
         let etag = root.etag("ETag");
         let etag = etag.ok_or_else(|| Error::new(ErrorKind::Corrupt, Op::CopyPart, self.wire.target(Some(key))).with_source("no etag"))?;
-        Ok(Part { number, size: range.end - range.start, etag, checksum: None })
+        Ok(Part { number, size: range.end - range.start, etag, opaque_etag: headers::is_opaque(&headers), checksum: None })
     }
 }

@@ -1,7 +1,7 @@
 //! One bucket: what can be asked of it.
 
 use crate::{
-    config::{Encryption, S3Config},
+    config::{CredentialsConfig, Encryption, S3Config},
     headers,
     profile::Facts,
     wire::{Answer, Request, RequestBody, Wire, uri, xml},
@@ -65,6 +65,14 @@ impl S3Store {
         match self.config.encryption {
             Encryption::Kms { .. } => EtagKind::Opaque,
             Encryption::None | Encryption::Aes256 => EtagKind::Md5,
+        }
+    }
+
+    /// Names whose rights are used, without a secret.
+    pub(crate) fn identity(&self) -> String {
+        match &self.config.credentials {
+            CredentialsConfig::Static { access_key_id, .. } => access_key_id.clone(),
+            other => format!("{other:?}"),
         }
     }
 
@@ -221,6 +229,9 @@ impl Source for S3Store {
         let document = self.wire.send(request).await?.document().await?;
         let broken = |why: String| Error::new(ErrorKind::Corrupt, Op::Tags, self.wire.target(Some(key))).with_source(why);
         let root = xml::parse(&document).map_err(broken)?;
+        if !root.is("Tagging") {
+            return Err(broken("the answer is no Tagging".into()));
+        }
         let sets = root.all("TagSet").flat_map(|set| set.all("Tag"));
         let pair = |tag: &xml::Element| Some((tag.text("Key")?.to_owned(), tag.text("Value").unwrap_or_default().to_owned()));
         sets.map(|tag| pair(tag).ok_or_else(|| broken("a tag without a key".into()))).collect()
@@ -232,6 +243,7 @@ impl Source for S3Store {
             container: self.config.bucket.clone(),
             key: key.clone(),
             version: version.cloned(),
+            identity: self.identity(),
         })
     }
 }

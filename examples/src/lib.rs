@@ -32,7 +32,7 @@ pub fn log() {
     if std::env::var("DTH_LOG").is_ok_and(|form| form == "json") { builder.json().init() } else { builder.init() }
 }
 
-/// A token that is cancelled by the first ctrl-c or SIGTERM; the second one ends the process as usual.
+/// A token that is cancelled by ctrl-c or SIGTERM; a drain ends within `worker.grace_seconds`.
 pub fn stop_on_signal(scope: &mut TaskScope) -> CancellationToken {
     let stop = CancellationToken::new();
     let token = stop.clone();

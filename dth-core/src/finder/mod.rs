@@ -7,6 +7,7 @@
 mod lister;
 mod shard;
 
+pub use crate::job::Overwrite;
 use crate::{
     env::{SharedEnv, SystemEnv, random_id},
     error::{Error, ErrorKind, Op, Result},
@@ -42,19 +43,6 @@ pub enum UnknownPolicy {
     Copy,
     /// Believe the size.
     TrustSize,
-}
-
-/// When an object at the destination may be replaced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Overwrite {
-    /// When it differs.
-    #[default]
-    Always,
-    /// When it differs and the source is newer.
-    IfNewer,
-    /// Never.
-    Never,
 }
 
 /// How a finder finds.
@@ -256,31 +244,13 @@ impl Finder {
     /// Stopped, it leaves the run to be resumed.
     pub async fn resume(&self, id: &RunId, stop: &CancellationToken) -> Result<Run> {
         let inner = &self.inner;
-        let retry = inner.settings.retry;
-        let run = retry.run(&*inner.env, || inner.state.run(id)).await?;
-        match run.state {
-            RunState::Finished | RunState::Cancelled => return Ok(run),
-            RunState::Finding | RunState::Transferring => {}
+        let work = inner.find_rest(id);
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            done = work => done?,
         }
-        inner.send_outbox(id).await?;
-        if run.state == RunState::Finding {
-            let shards = retry.run(&*inner.env, || inner.state.shards(id)).await?;
-            let work = inner.all_shards(shards, Output::Run(id.clone()));
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => return retry.run(&*inner.env, || inner.state.run(id)).await,
-                done = work => done?,
-            }
-            inner.decide_deletes(id).await?;
-            inner.send_outbox(id).await?;
-            let moved = retry.run(&*inner.env, || inner.state.move_run(id, RunState::Finding, RunState::Transferring, inner.env.now()));
-            match moved.await {
-                Err(error) if error.kind() != ErrorKind::Precondition => return Err(error),
-                _ => {}
-            }
-            inner.events.emit(|| Event::Listed { run: id.clone() });
-        }
-        retry.run(&*inner.env, || inner.state.run(id)).await
+        inner.settings.retry.run(&*inner.env, || inner.state.run(id)).await
     }
 
     /// Lists both sides and tells what a run would do, without doing it.
@@ -297,6 +267,35 @@ impl Finder {
 }
 
 impl Inner {
+    async fn find_rest(self: &Arc<Self>, id: &RunId) -> Result<()> {
+        let retry = self.settings.retry;
+        let run = retry.run(&*self.env, || self.state.run(id)).await?;
+        if matches!(run.state, RunState::Finished | RunState::Cancelled) {
+            return Ok(());
+        }
+        self.send_outbox(id).await?;
+        if run.state == RunState::Transferring {
+            return Ok(());
+        }
+        let shards = retry.run(&*self.env, || self.state.shards(id)).await?;
+        match self.all_shards(shards, Output::Run(id.clone())).await {
+            // Called off meanwhile: its steps are refused.
+            Err(error) if error.kind() == ErrorKind::Precondition => {
+                let now = retry.run(&*self.env, || self.state.run(id)).await?;
+                return if now.state == RunState::Cancelled { Ok(()) } else { Err(error) };
+            }
+            done => done?,
+        }
+        self.decide_deletes(id).await?;
+        self.send_outbox(id).await?;
+        match retry.run(&*self.env, || self.state.move_run(id, RunState::Finding, RunState::Transferring, self.env.now())).await {
+            Err(error) if error.kind() != ErrorKind::Precondition => return Err(error),
+            _ => {}
+        }
+        self.events.emit(|| Event::Listed { run: id.clone() });
+        Ok(())
+    }
+
     async fn all_shards(self: &Arc<Self>, shards: Vec<Shard>, output: Output) -> Result<()> {
         let (new_shards, mut arriving) = mpsc::unbounded_channel();
         let slots = self.settings.shards.max(1);
@@ -331,12 +330,12 @@ impl Inner {
 
     /// Deletions wait until the whole listing is known; too many of them, and none happens.
     async fn decide_deletes(&self, id: &RunId) -> Result<()> {
-        if !self.settings.delete_extra {
-            return Ok(());
-        }
         let retry = self.settings.retry;
         let run = retry.run(&*self.env, || self.state.run(id)).await?;
-        let go = run.totals.extra_queued.objects <= self.settings.max_delete;
+        if run.totals.extra_queued.objects == 0 {
+            return Ok(());
+        }
+        let go = self.settings.delete_extra && run.totals.extra_queued.objects <= self.settings.max_delete;
         if !go && !run.totals.deletes_withheld {
             tracing::error!(
                 extra = run.totals.extra_queued.objects,

@@ -76,7 +76,7 @@ impl Inner {
                 (Some(_), None) => self.only_source(&mut walk, source.take(), &shared),
                 (None, Some(there)) => self.only_sink(&mut walk, sink.take(), there),
             };
-            let page_end = source.at_page_end() || (ours.is_none() && sink.at_page_end());
+            let page_end = if ours.is_some() { source.at_page_end() } else { sink.at_page_end() };
             if page_end && let Some(position) = position {
                 walk.pages += 1;
                 self.answer(&mut walk, &shared).await?;
@@ -140,6 +140,7 @@ impl Inner {
                 etag: None,
                 destination: entry.etag.clone().map_or(Seen::Unknown, Seen::Present),
                 action: Action::Delete,
+                overwrite: Overwrite::Always,
                 attempts: 0,
                 origin: None,
             };
@@ -174,7 +175,7 @@ impl Inner {
         walk.totals.queued += tally(entry);
         match &shared.output {
             Output::Run(_) => {
-                let job = Job { action, ..Job::copy(entry, seen) };
+                let job = Job { action, overwrite: self.settings.overwrite, ..Job::copy(entry, seen) };
                 if let Some(jobs) = walk.packer.push(job) {
                     walk.ready.jobs.push(jobs);
                 }

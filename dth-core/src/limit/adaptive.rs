@@ -91,7 +91,8 @@ impl AdaptivePermit {
         let mut state = self.limit.lock();
         let fastest = state.fastest.map_or(took, |f| f.min(took));
         state.fastest = Some(fastest);
-        let busy = self.limit.permits.available_permits() == 0;
+        // Most permits are in use: those that just were added are not yet.
+        let busy = self.limit.permits.available_permits() <= state.limit as usize / 2;
         if !busy || took > fastest * 2 + SLACK || state.limit >= state.max {
             return;
         }

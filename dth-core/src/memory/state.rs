@@ -210,6 +210,9 @@ impl StateStore for MemoryState {
     async fn advance(&self, run: &RunId, step: &Advance) -> Result<()> {
         let mut state = self.lock();
         let row = state.row(run, Op::SaveState)?;
+        if matches!(row.run.state, RunState::Finished | RunState::Cancelled) && !(step.shards.is_empty() && step.packs.is_empty()) {
+            return Err(Error::new(ErrorKind::Precondition, Op::SaveState, format!("run {run} is {}", row.run.state.as_str())));
+        }
         for shard in &step.shards {
             if row.shards.get(&shard.id).map_or(0, |s| s.version) != shard.version {
                 let text = format!("shard {} of run {run}", shard.id);

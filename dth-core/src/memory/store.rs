@@ -221,6 +221,7 @@ impl MemoryStore {
         ObjectInfo {
             entry: entry(key, object),
             attributes: object.attributes.clone(),
+            opaque_etag: false,
             checksum: self.own_sum(&object.body),
             parts: (!object.parts.is_empty()).then_some(object.parts.len() as u32),
             tag_count: Some(object.tags.len() as u32),
@@ -361,6 +362,7 @@ impl Sink for MemoryStore {
             conditions: Conditions { publish: self.settings.conditions, delete: self.settings.conditions },
             verifies: self.settings.checksums,
             tags: true,
+            tags_follow: false,
             max_copy: None,
         }
     }
@@ -372,7 +374,7 @@ impl Sink for MemoryStore {
         self.check_sum(key, &body, options.checksum.as_ref(), Op::Put)?;
         let checksum = self.own_sum(&body);
         let etag = self.publish(&mut state, key, body, Vec::new(), options);
-        Ok(Written { etag: Some(etag), version: None, checksum })
+        Ok(Written { etag: Some(etag), version: None, opaque_etag: false, checksum })
     }
 
     async fn delete(&self, key: &ObjectKey, condition: &Condition) -> Result<()> {
@@ -400,7 +402,7 @@ impl Sink for MemoryStore {
             EtagKind::Md5 => ETag::of_md5(&md5(&body)),
             EtagKind::Opaque => ETag::new(&format!("{}-part{}", self.settings.name, state.last)),
         };
-        let part = Part { number, size: body.len() as u64, etag, checksum: self.own_sum(&body) };
+        let part = Part { number, size: body.len() as u64, etag, opaque_etag: false, checksum: self.own_sum(&body) };
         let target = self.target(key);
         let upload = state.uploads.get_mut(upload).filter(|u| u.key == *key);
         let upload = upload.ok_or_else(|| Error::new(ErrorKind::NotFound, Op::PutPart, target))?;
@@ -442,7 +444,7 @@ impl Sink for MemoryStore {
         let created = state.uploads.remove(upload).map(|u| u.options).unwrap_or_default();
         let checksum = self.own_sum(&body);
         let etag = self.publish(&mut state, key, body, sizes, &created);
-        Ok(Written { etag: Some(etag), version: None, checksum })
+        Ok(Written { etag: Some(etag), version: None, opaque_etag: false, checksum })
     }
 
     async fn abort_upload(&self, _: &ObjectKey, upload: &UploadId) -> Result<()> {

@@ -22,7 +22,7 @@ pub(super) struct Expected {
 impl Expected {
     /// Whether an object at the destination is ours, beyond doubt.
     pub(super) fn matches(&self, found: &ObjectInfo) -> bool {
-        let by_etag = self.etag.is_some() && self.etag == found.entry.etag;
+        let by_etag = !found.opaque_etag && self.etag.is_some() && self.etag == found.entry.etag;
         let by_sum = self.checksum.is_some() && self.checksum == found.checksum;
         found.entry.size == Some(self.size) && (by_etag || by_sum)
     }
@@ -46,7 +46,7 @@ pub(super) struct Held {
 impl Transfer {
     /// The MD5 that the source's etag is, where it is one.
     pub(super) fn source_md5(&self, info: &ObjectInfo) -> Option<Checksum> {
-        if self.source.index_capability().etag != EtagKind::Md5 {
+        if info.opaque_etag || self.source.index_capability().etag != EtagKind::Md5 {
             return None;
         }
         let value = info.entry.etag.as_ref()?.as_md5()?.to_vec();
@@ -86,7 +86,7 @@ impl Transfer {
         } else if let Some(sum) = &known {
             same(info, &Checksum::of(sum.algorithm, body), sum)?;
             Verified::Source(sum.algorithm)
-        } else if self.source.index_capability().etag == EtagKind::Md5 && etag.and_then(ETag::part_count) == Some(1) {
+        } else if !info.opaque_etag && self.source.index_capability().etag == EtagKind::Md5 && etag.and_then(ETag::part_count) == Some(1) {
             let sum = Checksum::of(Algorithm::Md5, body);
             let part: [u8; 16] = sum.value.as_slice().try_into().expect("an MD5 has 16 bytes");
             if etag != Some(&ETag::of_parts(&[part])) {

@@ -101,7 +101,8 @@ impl<'a> Journal<'a> {
         record.status = status;
         record.run = self.run.clone();
         record.attempts = self.attempts;
-        record.updated = now;
+        // Stores keep milliseconds.
+        record.updated = Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now);
         record.not_carried.clone_from(&self.not_carried);
         record
     }

@@ -16,7 +16,8 @@ pub use journal::{Journal, Tenure};
 use crate::{
     env::SharedEnv,
     error::{Error, ErrorKind, Op, Result},
-    job::{Action, Job, Seen},
+    index::ListRequest,
+    job::{Action, Job, Overwrite, Seen},
     key_map::KeyMap,
     limit::{AdaptiveLimit, AdaptivePermit, AdaptiveSettings, MemoryBudget, RateLimit},
     object::{ETag, Entry, EtagKind, ObjectInfo, ObjectKey},
@@ -194,6 +195,12 @@ impl Transfer {
             };
             match self.attempt(job, key, &held, journal).await {
                 Ok(Attempt::Ended(ended)) => return Ok(*ended),
+                // Somebody else wrote the destination since it was listed.
+                Ok(Attempt::Changed) if job.overwrite != Overwrite::Always && self.look(key).await?.is_some() => {
+                    self.drop_upload(job, journal).await?;
+                    let reason = if job.overwrite == Overwrite::Never { SkipReason::Exists } else { SkipReason::Newer };
+                    return Ok(self.skipped(journal, reason, job.size.unwrap_or(0)));
+                }
                 Ok(Attempt::Changed) => {
                     starts += 1;
                     if starts >= FRESH_STARTS {
@@ -229,7 +236,7 @@ impl Transfer {
             Ok(read) => read,
             Err(error) => return self.unreadable(job, error, journal).await.map(|e| Attempt::Ended(Box::new(e))),
         };
-        if let Some(ended) = self.already_there(&read.info, held, journal) {
+        if let Some(ended) = self.already_there(job, key, &read.info, held, journal).await? {
             return Ok(Attempt::Ended(Box::new(ended)));
         }
         let size = read.info.entry.size.unwrap_or(read.range.end);
@@ -314,15 +321,48 @@ impl Transfer {
     }
 
     /// Whether the destination, as it was seen, is what the source holds.
-    fn already_there(&self, info: &ObjectInfo, held: &Condition, journal: &Journal<'_>) -> Option<Ended> {
-        let Condition::Match(etag) = held else { return None };
+    async fn already_there(
+        &self,
+        job: &Job,
+        key: &ObjectKey,
+        info: &ObjectInfo,
+        held: &Condition,
+        journal: &mut Journal<'_>,
+    ) -> Result<Option<Ended>> {
+        let Condition::Match(etag) = held else { return Ok(None) };
         let comparable = self.source.index_capability().etag == EtagKind::Md5 && self.sink.index_capability().etag == EtagKind::Md5;
-        (comparable && info.entry.etag.as_ref() == Some(etag)).then(|| {
-            let verified = Verified::Source(crate::checksum::Algorithm::Md5);
-            let mut ended = self.done(journal, &info.entry, etag.clone(), None, verified);
-            ended.outcome = Outcome::AlreadyCurrent;
-            ended
-        })
+        if !comparable || info.opaque_etag || info.entry.etag.as_ref() != Some(etag) {
+            return Ok(None);
+        }
+        // What was seen may be long ago: the listing is older than this message.
+        if self.look(key).await?.is_none_or(|found| found.entry.etag.as_ref() != Some(etag)) {
+            return Ok(None);
+        }
+        self.drop_upload(job, journal).await?;
+        if self.sink.sink_capability().tags_follow && journal.is_redelivery() {
+            // A worker may have died between the completion and the tags.
+            let options = self.put_options(info, journal, false).await?;
+            if !options.tags.is_empty() {
+                self.settings.retry.run(&*self.env, || self.sink.put_tags(key, &options.tags)).await?;
+            }
+        }
+        let verified = Verified::Source(crate::checksum::Algorithm::Md5);
+        let mut ended = self.done(journal, &info.entry, etag.clone(), None, verified);
+        ended.outcome = Outcome::AlreadyCurrent;
+        Ok(Some(ended))
+    }
+
+    /// A header answer has no body: whether the key is gone, or the bucket, or a gateway had nothing to say, a listing tells.
+    async fn confirm_gone(&self, key: &ObjectKey, error: &Error) -> Result<()> {
+        if error.kind() != ErrorKind::NotFound {
+            return Ok(());
+        }
+        let request = ListRequest { prefix: key.as_str().to_owned(), max: Some(1), ..ListRequest::default() };
+        let page = self.settings.retry.run(&*self.env, || self.source.list(&request)).await?;
+        if page.entries.first().is_some_and(|entry| entry.key == *key) {
+            return Err(Error::new(ErrorKind::Unavailable, Op::Head, key.to_string()).with_source("listed, but not found by its key"));
+        }
+        Ok(())
     }
 
     /// The end of an object that cannot be read; errors that may pass go on.
@@ -332,6 +372,10 @@ impl Transfer {
                 self.drop_upload(job, journal).await?;
                 let record = Record { source: None, destination: None, ..journal.next(Status::Cancelled, self.env.now()) };
                 Ok(Ended { outcome: Outcome::Cancelled, bytes: job.size.unwrap_or(0), record })
+            }
+            ErrorKind::Archived | ErrorKind::Unrepresentable if journal.record().upload.is_some() => {
+                self.drop_upload(job, journal).await?;
+                Ok(self.skipped(journal, skip_reason(error.kind()), job.size.unwrap_or(0)))
             }
             ErrorKind::Archived => Ok(self.skipped(journal, SkipReason::Archived, job.size.unwrap_or(0))),
             ErrorKind::Unrepresentable => Ok(self.skipped(journal, SkipReason::Unrepresentable, job.size.unwrap_or(0))),
@@ -373,7 +417,7 @@ impl Transfer {
         // I5: never delete what the source holds.
         match retry.run(&*self.env, || self.source.head(&job.key, None)).await {
             Ok(info) => return Ok(self.skipped(journal, SkipReason::SourceExists, info.entry.size.unwrap_or(0))),
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => self.confirm_gone(&job.key, &error).await?,
             Err(error) => return Err(error),
         }
         self.drop_upload(job, journal).await?;
@@ -414,7 +458,13 @@ impl Transfer {
                 let job = Job::copy(&child, seen);
                 self.children_first(&job, depth + 1).await?;
                 let mut journal = Journal::detached(&child.key, self.env.now());
-                let ended = self.copy(&job, &key, &mut journal).await?;
+                let ended = match self.copy(&job, &key, &mut journal).await {
+                    Ok(ended) => ended,
+                    Err(error) => {
+                        self.drop_upload(&job, &mut journal).await?;
+                        return Err(error);
+                    }
+                };
                 if ended.outcome == Outcome::Cancelled {
                     return Err(Error::new(ErrorKind::Conflict, Op::Children, child.key.to_string()).with_source("a child is gone"));
                 }
@@ -457,12 +507,13 @@ impl Transfer {
     }
 
     /// Content headers, metadata and tags for the destination.
-    async fn put_options(&self, info: &ObjectInfo, journal: &mut Journal<'_>) -> Result<PutOptions> {
+    async fn put_options(&self, info: &ObjectInfo, journal: &mut Journal<'_>, from_head: bool) -> Result<PutOptions> {
         if !self.settings.metadata {
             return Ok(PutOptions::default());
         }
         let mut options = PutOptions { attributes: info.attributes.clone(), ..PutOptions::default() };
-        if self.source.source_capability().tags && info.tag_count.is_some_and(|n| n > 0) {
+        // A GET names the number of tags where there are some; a HEAD need not.
+        if self.source.source_capability().tags && info.tag_count.map_or(from_head, |n| n > 0) {
             if self.sink.sink_capability().tags {
                 let entry = &info.entry;
                 let tags = self.settings.retry.run(&*self.env, || self.source.tags(&entry.key, entry.version.as_ref()));
@@ -477,6 +528,10 @@ impl Transfer {
     fn name_of(&self, key: &ObjectKey) -> String {
         format!("{}/{key}", self.sink.name())
     }
+}
+
+fn skip_reason(kind: ErrorKind) -> SkipReason {
+    if kind == ErrorKind::Archived { SkipReason::Archived } else { SkipReason::Unrepresentable }
 }
 
 /// Tells the limit how the endpoint answered.

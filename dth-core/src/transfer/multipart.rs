@@ -17,7 +17,7 @@ use crate::{
     limit::AdaptivePermit,
     object::{ETag, EtagKind, ObjectInfo, ObjectKey},
     plan::parts::PartPlan,
-    sink::{Body, Condition, MultipartLimits, Part, PutOptions, UploadId, Written},
+    sink::{Body, Condition, MultipartLimits, Part, PutOptions, UploadId},
     source::{ByteStream, CopyOrigin, Read, ReadOptions, ReadRange},
     state::{Record, SkipReason, SourceVersion, Status, UploadRecord, Verified},
 };
@@ -72,9 +72,12 @@ impl Transfer {
         let looked = self.settings.retry.run(&*self.env, || self.source.head(&job.key, None)).await;
         let info = match looked {
             Ok(info) => info,
-            Err(error) => return self.unreadable(job, error, journal).await.map(|e| Attempt::Ended(Box::new(e))),
+            Err(error) => {
+                self.confirm_gone(&job.key, &error).await?;
+                return self.unreadable(job, error, journal).await.map(|e| Attempt::Ended(Box::new(e)));
+            }
         };
-        if let Some(ended) = self.already_there(&info, held, journal) {
+        if let Some(ended) = self.already_there(job, key, &info, held, journal).await? {
             return Ok(Attempt::Ended(Box::new(ended)));
         }
         let size = info.entry.size.unwrap_or(0);
@@ -84,7 +87,7 @@ impl Transfer {
         if size > self.sink.sink_capability().max_copy.unwrap_or(u64::MAX) {
             return self.in_parts(job, key, held, &info, None, From::Inside(origin), journal).await;
         }
-        let mut options = self.put_options(&info, journal).await?;
+        let mut options = self.put_options(&info, journal, true).await?;
         options.condition = self.effective(held);
         let md5 = self.source_md5(&info);
         let expected = Expected { size, etag: self.etag_from(md5.as_ref()), checksum: info.checksum.clone() };
@@ -112,12 +115,14 @@ impl Transfer {
         let capability = self.sink.sink_capability();
         let size = info.entry.size.unwrap_or(0);
         let Some(limits) = capability.multipart.filter(|_| size <= capability.max_object) else {
+            self.drop_upload(job, journal).await?;
             return Ok(Attempt::Ended(Box::new(self.skipped(journal, SkipReason::Unrepresentable, size))));
         };
         let Ok(layout) = self.layout(info, first_len, &limits, journal) else {
+            self.drop_upload(job, journal).await?;
             return Ok(Attempt::Ended(Box::new(self.skipped(journal, SkipReason::Unrepresentable, size))));
         };
-        let options = self.put_options(info, journal).await?;
+        let options = self.put_options(info, journal, matches!(from, From::Inside(_))).await?;
         let (upload, have) = self.upload(key, info, &layout, &limits, &options, journal).await?;
         let parts = match self.fill(job, key, info, &layout, &upload, have, &from, journal).await {
             Ok(parts) => parts,
@@ -130,8 +135,8 @@ impl Transfer {
                 return self.unreadable(job, error, journal).await.map(|e| Attempt::Ended(Box::new(e)));
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                // The upload ended under us: another worker completed or aborted it.
-                self.forget_upload(&upload, journal).await?;
+                // The upload ended under us: another worker completed or aborted it. If it did not, it does now.
+                self.drop_upload(job, journal).await?;
                 return Ok(Attempt::Changed);
             }
             Err(error) => return Err(error),
@@ -154,6 +159,9 @@ impl Transfer {
         journal.still_ours(&self.settings.retry, &self.env).await?;
         match self.complete(key, &upload, &parts, &options, &expected).await? {
             Published::Ours(etag) => {
+                if capability.tags_follow && !options.tags.is_empty() {
+                    self.settings.retry.run(&*self.env, || self.sink.put_tags(key, &options.tags)).await?;
+                }
                 journal.forget_parts(&upload, &self.settings.retry, &self.env).await?;
                 self.ended(key, info, expected, verified, Published::Ours(etag), journal).await
             }
@@ -166,7 +174,7 @@ impl Transfer {
 
     fn layout(&self, info: &ObjectInfo, first_len: Option<u64>, limits: &MultipartLimits, journal: &Journal<'_>) -> Result<Layout> {
         let size = info.entry.size.unwrap_or(0);
-        let source_md5 = self.source.index_capability().etag == EtagKind::Md5;
+        let source_md5 = !info.opaque_etag && self.source.index_capability().etag == EtagKind::Md5;
         let sink_md5 = self.sink.index_capability().etag == EtagKind::Md5;
         let count = info.entry.etag.as_ref().and_then(ETag::part_count);
         let like = (source_md5 && !journal.parity.is_hopeless()).then(|| PartPlan::like_source(size, first_len?, count?, limits)).flatten();
@@ -371,7 +379,8 @@ impl Transfer {
                 let options = ReadOptions {
                     range: ReadRange::Bytes(range.clone()),
                     if_match: info.entry.etag.clone(),
-                    version: info.entry.version.clone(),
+                    // The etag pins as well, and needs no right to read versions.
+                    version: info.entry.version.clone().filter(|_| info.entry.etag.is_none()),
                 };
                 let (read, permit) = self.read(&job.key, &options).await?;
                 if read.range != *range || read.info.entry.size != info.entry.size {
@@ -392,6 +401,11 @@ impl Transfer {
             Ok(part) => part,
             Err(error) => return Err(seen.broken().unwrap_or(error)),
         };
+        if part.opaque_etag && self.sink.index_capability().etag == EtagKind::Md5 {
+            // Without MD5 in its etags nothing would show what it stored, where the layout counts on them.
+            return Err(Error::new(ErrorKind::Invalid, Op::PutPart, self.name_of(key))
+                .with_source("the destination encrypts with KMS by its own default: set `encryption = { kind = \"kms\" }` for it"));
+        }
         let md5 = seen.sum(Algorithm::Md5).and_then(|c| self.etag_from(Some(&c)));
         let other_sum = part.checksum.as_ref().is_some_and(|stored| seen.sum(stored.algorithm).is_some_and(|sent| sent != *stored));
         if part.size != len || md5.is_some_and(|md5| md5 != part.etag) || other_sum {
@@ -446,7 +460,7 @@ impl Transfer {
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     Err(Error::new(ErrorKind::Conflict, Op::CompleteUpload, self.name_of(key)).with_source(error))
                 }
-                Ok(Written { etag, version, checksum }) => Ok(Written { etag, version, checksum }),
+                Ok(written) => Ok(written),
                 Err(error) => Err(error),
             }
         };
@@ -471,12 +485,6 @@ impl Transfer {
             journal.forget_parts(&id, &self.settings.retry, &self.env).await?;
         }
         Ok(())
-    }
-
-    async fn forget_upload(&self, upload: &UploadId, journal: &mut Journal<'_>) -> Result<()> {
-        let record = Record { upload: None, ..journal.next(Status::Started, self.env.now()) };
-        journal.save(record, &self.settings.retry, &self.env).await?;
-        journal.forget_parts(upload, &self.settings.retry, &self.env).await
     }
 
     /// Throws away what a job that is given up has begun.

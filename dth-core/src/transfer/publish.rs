@@ -59,7 +59,7 @@ impl Transfer {
 
     /// A good answer must fit what was sent.
     pub(super) async fn believe(&self, key: &ObjectKey, expected: &Expected, written: Written) -> Result<Published> {
-        if expected.contradicts(written.etag.as_ref(), written.checksum.as_ref()) {
+        if expected.contradicts(written.etag.as_ref().filter(|_| !written.opaque_etag), written.checksum.as_ref()) {
             return Err(
                 Error::new(ErrorKind::Corrupt, Op::Put, self.name_of(key)).with_source("the destination stored other bytes than were sent")
             );

@@ -38,7 +38,7 @@ impl Transfer {
         let chunks = gather(body, size, self.bytes.as_ref()).await?;
         drop(permit);
         let check = self.check_held(&info, &chunks)?;
-        let mut options = self.put_options(&info, journal).await?;
+        let mut options = self.put_options(&info, journal, false).await?;
         options.condition = self.effective(held);
         options.checksum = check.checksum;
         journal.still_ours(&self.settings.retry, &self.env).await?;
@@ -70,7 +70,7 @@ impl Transfer {
         let size = range.end - range.start;
         let sum = self.known_sum(&info);
         let algorithms: &[Algorithm] = if sum.is_some() { &[] } else { &[Algorithm::Md5, Algorithm::Crc64Nvme] };
-        let mut options = self.put_options(&info, journal).await?;
+        let mut options = self.put_options(&info, journal, false).await?;
         options.condition = self.effective(held);
         options.checksum.clone_from(&sum);
         journal.still_ours(&self.settings.retry, &self.env).await?;

@@ -16,6 +16,10 @@ use tokio_util::sync::CancellationToken;
 /// Deliveries after which a pack is taken apart, so that one poisonous job cannot take its neighbours along.
 const SPLIT_AFTER: u32 = 3;
 
+/// A delivery that ends without an answer says little about its job: workers are stopped, moved, killed. So many times the
+/// tries of a job that fails are granted before it is held responsible.
+const SILENT_DEATHS: u32 = 4;
+
 /// What is to be done with the message itself.
 enum Close {
     Ack,
@@ -79,7 +83,9 @@ impl Inner {
         {
             return Ok(Close::Ack);
         }
-        if let Some(stray) = pack.jobs.iter().find(|j| !j.key.as_str().starts_with(&self.settings.prefix)) {
+        if pack.run.is_none()
+            && let Some(stray) = pack.jobs.iter().find(|j| !j.key.as_str().starts_with(&self.settings.prefix))
+        {
             // E5: the event filter is wider than the task.
             return Ok(Close::Dead(format!("key `{}` does not begin with the task's prefix `{}`", stray.key, self.settings.prefix)));
         }
@@ -95,7 +101,7 @@ impl Inner {
             return Ok(Close::Ack);
         }
         if pack.jobs.len() > 1 && delivery.receives >= SPLIT_AFTER {
-            let singles = open.iter().map(|i| again(&pack, *i, pack.jobs[*i].attempts + delivery.receives - 1)).collect();
+            let singles = open.iter().map(|i| again(&pack, *i, pack.jobs[*i].attempts.saturating_add(delivery.receives - 1))).collect();
             return Ok(if self.resend(singles, Duration::ZERO).await? { Close::Ack } else { Close::Leave });
         }
         self.jobs(&pack, &claim, &open, delivery, stop).await
@@ -128,14 +134,14 @@ impl Inner {
         }
         if pack.jobs.len() == 1 {
             return Ok(match failed.pop() {
-                Some(_) => Close::Release(self.delay(pack.jobs[0].attempts + delivery.receives)),
+                Some(_) => Close::Release(self.delay(pack.jobs[0].attempts.saturating_add(delivery.receives))),
                 None if not_begun => Close::Release(Duration::ZERO),
                 None => closing(last.as_ref()),
             });
         }
         if !failed.is_empty() {
             // Those that failed leave the pack as messages of their own, before it is acknowledged.
-            let attempts = |i: usize| pack.jobs[i].attempts + delivery.receives;
+            let attempts = |i: usize| pack.jobs[i].attempts.saturating_add(delivery.receives);
             let longest = failed.iter().map(|(i, _)| attempts(*i)).max().unwrap_or(1);
             let singles = failed.iter().map(|(i, _)| again(pack, *i, attempts(*i))).collect();
             if !self.resend(singles, self.delay(longest)).await? {
@@ -159,12 +165,12 @@ impl Inner {
             return Went::NotBegun;
         }
         let job = &pack.jobs[index];
-        let attempts = job.attempts + delivery.receives;
+        let attempts = job.attempts.saturating_add(delivery.receives);
         let run = pack.run.clone().unwrap_or_else(|| RunId::new("events"));
         let known = claim.records[index].clone();
         let mut journal = Journal::new(tenure, run, &job.key, known, attempts, self.env.now());
         let alone = pack.jobs.len() == 1;
-        if alone && attempts > self.settings.max_attempts {
+        if alone && attempts > self.settings.max_attempts.saturating_mul(SILENT_DEATHS) {
             let error = Error::new(ErrorKind::Internal, Op::Transfer, job.key.to_string())
                 .with_source(format!("{} deliveries ended without an answer: the worker died or hung each time", attempts - 1));
             return self.give_up(job, &mut journal, error).await;

@@ -307,6 +307,10 @@ impl<T: Sink + ?Sized> Sink for Chaos<T> {
         let (key, upload) = (key.clone(), upload.clone());
         pass!(self, AbortUpload, |inner| inner.abort_upload(&key, &upload))
     }
+    async fn put_tags(&self, key: &ObjectKey, tags: &Tags) -> Result<()> {
+        let (key, tags) = (key.clone(), tags.clone());
+        pass!(self, Tags, |inner| inner.put_tags(&key, &tags))
+    }
     fn can_copy(&self, origin: &CopyOrigin) -> bool {
         self.inner.can_copy(origin)
     }

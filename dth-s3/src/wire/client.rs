@@ -20,7 +20,7 @@ use aws_smithy_runtime_api::client::identity::Identity;
 use bytes::Bytes;
 use dth_core::{
     env::SharedEnv,
-    error::{Error, ErrorKind, Op, Result},
+    error::{Error, ErrorKind, Op, Result, Retry},
     object::ObjectKey,
     source::ByteStream,
 };
@@ -163,6 +163,7 @@ impl Wire {
         let mut again = replay;
         loop {
             let body = next.take().unwrap_or(RequestBody::Empty);
+            let used_skew = self.skew.load(Relaxed);
             let sent = self.once(op, &method, &target, &path, &headers, body, len, hash.as_deref()).await?;
             if sent.status.is_success() {
                 return Ok(sent);
@@ -174,11 +175,17 @@ impl Wire {
             let error = from_answer(op, target.clone(), status, &answered, &parsed);
             // A refused identity or clock: nothing was done, so that it can be tried once with a new one.
             let renewed = match error.kind() {
-                ErrorKind::CredentialsExpired if parsed.code == "RequestTimeTooSkewed" => self.learn_clock(&answered),
+                ErrorKind::CredentialsExpired if parsed.code == "RequestTimeTooSkewed" => self.learn_clock(&answered, used_skew),
                 ErrorKind::CredentialsExpired => self.identities.forget().await,
+                // An answer to HEAD has no code: a clock far off tells.
+                ErrorKind::Denied if op == Op::Head => self.learn_clock(&answered, used_skew),
                 _ => false,
             };
-            if !(again && renewed) {
+            if renewed && !again {
+                // The body is gone; the engine reads it anew.
+                return Err(error.with_retry(Retry::Backoff));
+            }
+            if !renewed {
                 return Err(error);
             }
             again = false;
@@ -265,11 +272,16 @@ impl Wire {
     }
 
     /// Learns how far the store's clock is from ours.
-    fn learn_clock(&self, headers: &HeaderMap) -> bool {
+    fn learn_clock(&self, headers: &HeaderMap, used: i64) -> bool {
         let date = headers.get("date").and_then(|v| v.to_str().ok()).and_then(super::xml::http_date);
         let Some(theirs) = date else { return false };
         let skew = theirs.as_second() - self.env.now().as_second();
-        self.skew.swap(skew, Relaxed) != skew
+        // Below what any store refuses, it was something else.
+        if (skew - used).abs() < 60 {
+            return false;
+        }
+        self.skew.store(skew, Relaxed);
+        true
     }
 }
 

@@ -419,7 +419,11 @@ impl StateStore for Sqlite {
     async fn advance(&self, run: &RunId, step: &Advance) -> Result<()> {
         let (run, step) = (run.clone(), step.clone());
         self.write(Op::SaveState, move |t| {
-            let mut totals = load_run(t, &run, Op::SaveState)?.totals;
+            let Run { mut totals, state, .. } = load_run(t, &run, Op::SaveState)?;
+            if matches!(state, RunState::Finished | RunState::Cancelled) && !(step.shards.is_empty() && step.packs.is_empty()) {
+                let text = format!("run {run} is {}", state.as_str());
+                return Err(Error::new(ErrorKind::Precondition, Op::SaveState, text).into());
+            }
             for shard in &step.shards {
                 let held: Option<i64> = t
                     .prepare_cached("SELECT version FROM shard WHERE run = ?1 AND id = ?2")?

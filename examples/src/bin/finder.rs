@@ -41,7 +41,10 @@ async fn main() -> anyhow::Result<ExitCode> {
     };
     let mut run = finder.resume(&id, &stop).await?;
     if args.wait && !stop.is_cancelled() {
-        run = runs::wait(&state, &id, &SystemEnv, &settings.finder.retry).await?;
+        run = tokio::select! {
+            () = stop.cancelled() => state.run(&id).await?,
+            run = runs::wait(&state, &id, &SystemEnv, &settings.finder.retry) => run?,
+        };
         task.sweep(Duration::ZERO).await?;
         return dth_examples::finish(&Report::new(run), false);
     }

@@ -17,17 +17,18 @@ use tokio::time::{Instant, sleep};
 
 struct Processes<'a> {
     config: &'a Path,
+    keys: Vec<(String, String)>,
     running: Vec<(&'static str, Child)>,
 }
 
 impl Processes<'_> {
-    fn start(config: &Path, binary: &'static str) -> Child {
+    fn start(config: &Path, keys: &[(String, String)], binary: &'static str) -> Child {
         let path = match binary {
             "finder" => env!("CARGO_BIN_EXE_finder"),
             _ => env!("CARGO_BIN_EXE_worker"),
         };
         let mut command = Command::new(path);
-        command.arg("--config").arg(config).stdout(Stdio::null()).stderr(Stdio::null());
+        command.arg("--config").arg(config).envs(keys.iter().cloned()).stdout(Stdio::null()).stderr(Stdio::null());
         command.spawn().unwrap()
     }
 
@@ -36,7 +37,7 @@ impl Processes<'_> {
         let (binary, child) = &mut self.running[i];
         child.kill().unwrap();
         child.wait().unwrap();
-        *child = Self::start(self.config, binary);
+        *child = Self::start(self.config, &self.keys, binary);
     }
 }
 
@@ -60,6 +61,16 @@ async fn killed_processes_lose_and_double_nothing() {
     for i in 0..4 {
         put_multipart(&pair.source, &format!("big/{i}"), &bytes(16 << 20, i), 5 << 20, &PutOptions::default()).await;
     }
+    // Secrets are not written into files; the processes get them by their environment.
+    let mut keys = Vec::new();
+    let held = pair.settings.clone();
+    let pairs = pair.keys();
+    for (side, (access, secret)) in [&mut pair.settings.source, &mut pair.settings.destination].into_iter().zip(pairs) {
+        let prefix = format!("DTH_TEST_{}", side.bucket.to_uppercase());
+        keys.push((format!("{prefix}_ACCESS_KEY_ID"), access));
+        keys.push((format!("{prefix}_SECRET_ACCESS_KEY"), secret));
+        side.credentials = dth_s3::CredentialsConfig::EnvironmentPrefix { prefix };
+    }
     pair.settings.worker.lease_seconds = 3;
     pair.settings.worker.max_attempts = 100;
     pair.settings.worker.max_delay_seconds = 1;
@@ -68,8 +79,8 @@ async fn killed_processes_lose_and_double_nothing() {
     std::fs::write(&config, toml::to_string(&pair.settings).unwrap()).unwrap();
     let state = pair.settings.open_state().unwrap();
 
-    let running = ["finder", "worker", "worker", "worker"].map(|b| (b, Processes::start(&config, b)));
-    let mut processes = Processes { config: &config, running: running.into() };
+    let running = ["finder", "worker", "worker", "worker"].map(|b| (b, Processes::start(&config, &keys, b)));
+    let mut processes = Processes { config: &config, keys, running: running.into() };
     let begun = Instant::now();
     let mut kills = 0;
     let run = loop {
@@ -89,7 +100,7 @@ async fn killed_processes_lose_and_double_nothing() {
     drop(processes);
     let report = Report::new(run);
     assert!(report.is_success(), "{report}");
-    pair.settings.task().unwrap().sweep(Duration::ZERO).await.unwrap();
+    held.task().unwrap().sweep(Duration::ZERO).await.unwrap();
     assert_eq!(contents(&pair.source, false).await, contents(&pair.sink, false).await);
     assert_eq!(open_uploads(&pair.sink).await, 0);
     let done = state.query(&RecordQuery { status: Some(Status::Done), ..RecordQuery::default() }, 10_000).await.unwrap();

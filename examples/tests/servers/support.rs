@@ -24,7 +24,14 @@ pub(crate) struct Pair {
     pub(crate) source: S3Store,
     pub(crate) sink: S3Store,
     pub(crate) folder: tempfile::TempDir,
-    _servers: (Server, Server),
+    servers: (Server, Server),
+}
+
+impl Pair {
+    /// The key pairs of both servers.
+    pub(crate) fn keys(&self) -> [(String, String); 2] {
+        [&self.servers.0, &self.servers.1].map(|s| (s.keys().0.to_owned(), s.keys().1.to_owned()))
+    }
 }
 
 pub(crate) async fn ministacks() -> Pair {
@@ -44,7 +51,7 @@ pub(crate) async fn pair(from: Server, to: Server) -> Pair {
     let (source, sink) = (settings.source().unwrap(), settings.sink().unwrap());
     source.create_bucket().await.unwrap();
     sink.create_bucket().await.unwrap();
-    Pair { settings, source, sink, folder, _servers: (from, to) }
+    Pair { settings, source, sink, folder, servers: (from, to) }
 }
 
 /// Bytes that differ with the seed and show every shift.
