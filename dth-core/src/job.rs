@@ -11,6 +11,7 @@ use crate::{
     state::{Origin, PackId, RunId, SourceVersion},
 };
 use serde::{Deserialize, Serialize};
+use sha2::Digest as _;
 use std::fmt::Write as _;
 
 /// What a job is to do.
@@ -212,7 +213,6 @@ impl Pack {
                 }
                 let job = Job { key, size, ..Job::copy(&Entry::new("", 0, None), Seen::Unknown) };
                 // Duplicates of the message share the id, and so the fence.
-                use sha2::Digest;
                 let id = crate::checksum::hex(&sha2::Sha256::digest(body)[..16]);
                 Ok(Self { id: PackId::new(id), ..Self::new(env, None, vec![job]) })
             }

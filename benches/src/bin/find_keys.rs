@@ -35,7 +35,7 @@ impl Synthetic {
     fn behind(&self, key: &str) -> u64 {
         let (mut low, mut high) = (0, self.keys);
         while low < high {
-            let middle = (low + high) / 2;
+            let middle = u64::midpoint(low, high);
             if self.entry(middle).key.as_str() > key { high = middle } else { low = middle + 1 }
         }
         low
