@@ -1,7 +1,5 @@
 //! Promises of finder and worker on memory backends, each by its name.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 use dth_core::{
     error::ErrorKind,
     finder::{Finder, FinderSettings, Overwrite},
