@@ -8,8 +8,8 @@ use dth_core::{
     memory::{MemoryStore, MemoryStoreSettings},
     object::{ETag, EtagKind, ObjectKey},
     queue::{Message, Queue},
-    runs,
     retry::RetryPolicy,
+    runs,
     sink::{Part, UploadId},
     state::{
         Advance, Committed, FinderTotals, JobEnd, Origin, OutboxPack, Outcome, PackId, Record, RecordQuery, RecordWrite, Run, RunId,
@@ -172,7 +172,8 @@ fn jiff_ms(at: jiff::Timestamp) -> jiff::Timestamp {
 #[tokio::test]
 async fn recorded_pairs_of_etags_spare_the_second_copy() {
     let file = File::new("pairs");
-    let opaque = |name: &str| MemoryStore::new(MemoryStoreSettings { name: name.into(), etag: EtagKind::Opaque, ..MemoryStoreSettings::default() });
+    let opaque =
+        |name: &str| MemoryStore::new(MemoryStoreSettings { name: name.into(), etag: EtagKind::Opaque, ..MemoryStoreSettings::default() });
     let (source, sink) = (opaque("a"), opaque("b"));
     for i in 0..300 {
         source.insert(format!("k{i}"), format!("body {i}"));
