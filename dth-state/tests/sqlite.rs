@@ -85,8 +85,8 @@ async fn receivers_wait_for_other_processes() {
     assert_eq!(received.unwrap().len(), 1);
 }
 
-fn end(pack: &PackId, index: u32) -> Option<JobEnd> {
-    Some(JobEnd { origin: Some(Origin(pack.clone(), index)), outcome: Outcome::Copied, bytes: 10 })
+fn end(pack: &PackId, index: u32) -> JobEnd {
+    JobEnd { origin: Some(Origin(pack.clone(), index)), outcome: Outcome::Copied, bytes: 10 }
 }
 
 /// An older epoch writes nothing, a wrong version conflicts, and a job counts once.
@@ -102,7 +102,7 @@ async fn commits_are_fenced_versioned_and_counted_once() {
     assert_eq!((first.fence.incarnation, second.fence.epoch), (second.fence.incarnation, 2));
     let mut record = Record::new(key.clone(), run.clone(), Status::Done, SystemEnv.now());
     record.destination = Some(ETag::new("e"));
-    let write = |record: &Record| [RecordWrite { record: record.clone(), end: end(&pack, 9) }];
+    let write = |record: &Record| [RecordWrite { record: record.clone(), end: Some(end(&pack, 9)) }];
     assert_eq!(a.commit(&first.fence, &write(&record)).await.unwrap(), Committed::Fenced);
     assert_eq!(b.records(std::slice::from_ref(&key)).await.unwrap(), [None]);
     assert_eq!(b.commit(&second.fence, &write(&record)).await.unwrap(), Committed::Written(vec![WriteResult::Applied(1)]));
