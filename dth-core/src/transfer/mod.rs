@@ -248,9 +248,9 @@ impl Transfer {
             self.drop_upload(job, journal).await?;
         }
         if held_whole {
-            self.single(job, key, held, read, permit, journal).await
+            self.single(key, held, read, permit, journal).await
         } else if streamed_whole {
-            self.streamed(job, key, held, read, permit, journal).await
+            self.streamed(key, held, read, permit, journal).await
         } else {
             let parts = read.info.entry.etag.as_ref().and_then(ETag::part_count).unwrap_or(1);
             let layout_unknown = parts > 1 && options.range != ReadRange::FirstPart && self.source.source_capability().first_part;

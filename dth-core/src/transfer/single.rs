@@ -10,7 +10,6 @@ use super::{
 use crate::{
     checksum::Algorithm,
     error::Result,
-    job::Job,
     limit::AdaptivePermit,
     object::{ObjectInfo, ObjectKey},
     sink::{Body, Condition},
@@ -25,7 +24,6 @@ impl Transfer {
     /// One GET, one PUT: the bytes are verified before they leave.
     pub(super) async fn single(
         &self,
-        _job: &Job,
         key: &ObjectKey,
         held: &Condition,
         read: Read,
@@ -59,7 +57,6 @@ impl Transfer {
     /// One GET streamed into one PUT, never held whole; the sink refuses bytes of another checksum.
     pub(super) async fn streamed(
         &self,
-        _job: &Job,
         key: &ObjectKey,
         held: &Condition,
         read: Read,
