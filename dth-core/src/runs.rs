@@ -25,7 +25,7 @@ pub async fn wait(state: &dyn StateStore, id: &RunId, env: &dyn Env, retry: &Ret
     let mut pause = Duration::from_millis(5);
     loop {
         let run = settle(state, id, env, retry).await?;
-        if matches!(run.state, RunState::Finished | RunState::Cancelled) {
+        if run.state.is_over() {
             return Ok(run);
         }
         tokio::time::sleep(pause).await;

@@ -364,6 +364,11 @@ pub enum RunState {
 }
 
 impl RunState {
+    /// Whether nothing more will happen in it.
+    pub const fn is_over(self) -> bool {
+        matches!(self, Self::Finished | Self::Cancelled)
+    }
+
     /// The stable lower-case name.
     pub const fn as_str(self) -> &'static str {
         match self {

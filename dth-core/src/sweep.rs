@@ -9,7 +9,7 @@ use crate::{
     key_map::KeyMap,
     retry::RetryPolicy,
     sink::Sink,
-    state::{RunId, RunState, StateStore, Status},
+    state::{RunId, StateStore, Status},
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -32,7 +32,7 @@ pub struct SweepReport {
 
 async fn is_over(state: &dyn StateStore, run: &RunId, env: &dyn Env, retry: &RetryPolicy) -> Result<bool> {
     match retry.run(env, || state.run(run)).await {
-        Ok(run) => Ok(matches!(run.state, RunState::Finished | RunState::Cancelled)),
+        Ok(run) => Ok(run.state.is_over()),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }

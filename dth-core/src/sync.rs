@@ -187,12 +187,11 @@ impl Sync {
     }
 
     async fn unfinished(&self) -> Result<Option<RunId>> {
-        use crate::state::RunState::{Finding, Transferring};
         let runs = self.finder.retry.run(&*self.env, || self.state.runs(100)).await?;
-        for run in runs.into_iter().rev().filter(|r| matches!(r.state, Finding | Transferring)) {
+        for run in runs.into_iter().rev().filter(|r| !r.state.is_over()) {
             // One whose jobs have all ended meanwhile only lacks its closing.
             let run = runs::settle(&*self.state, &run.id, &*self.env, &self.finder.retry).await?;
-            if matches!(run.state, Finding | Transferring) {
+            if !run.state.is_over() {
                 return Ok(Some(run.id));
             }
         }

@@ -270,7 +270,7 @@ impl Inner {
     async fn find_rest(self: &Arc<Self>, id: &RunId) -> Result<()> {
         let retry = self.settings.retry;
         let run = retry.run(&*self.env, || self.state.run(id)).await?;
-        if matches!(run.state, RunState::Finished | RunState::Cancelled) {
+        if run.state.is_over() {
             return Ok(());
         }
         self.send_outbox(id).await?;

@@ -196,7 +196,7 @@ impl StateStore for MemoryState {
             return Err(Error::new(ErrorKind::Precondition, Op::SaveState, text));
         }
         row.run.state = to;
-        if matches!(to, RunState::Finished | RunState::Cancelled) {
+        if to.is_over() {
             row.run.ended = Some(now);
             row.outbox.clear();
         }
@@ -210,7 +210,7 @@ impl StateStore for MemoryState {
     async fn advance(&self, run: &RunId, step: &Advance) -> Result<()> {
         let mut state = self.lock();
         let row = state.row(run, Op::SaveState)?;
-        if matches!(row.run.state, RunState::Finished | RunState::Cancelled) && !(step.shards.is_empty() && step.packs.is_empty()) {
+        if row.run.state.is_over() && !(step.shards.is_empty() && step.packs.is_empty()) {
             return Err(Error::new(ErrorKind::Precondition, Op::SaveState, format!("run {run} is {}", row.run.state.as_str())));
         }
         for shard in &step.shards {

@@ -373,12 +373,10 @@ impl Transfer {
                 let record = Record { source: None, destination: None, ..journal.next(Status::Cancelled, self.env.now()) };
                 Ok(Ended { outcome: Outcome::Cancelled, bytes: job.size.unwrap_or(0), record })
             }
-            ErrorKind::Archived | ErrorKind::Unrepresentable if journal.record().upload.is_some() => {
+            ErrorKind::Archived | ErrorKind::Unrepresentable => {
                 self.drop_upload(job, journal).await?;
                 Ok(self.skipped(journal, skip_reason(error.kind()), job.size.unwrap_or(0)))
             }
-            ErrorKind::Archived => Ok(self.skipped(journal, SkipReason::Archived, job.size.unwrap_or(0))),
-            ErrorKind::Unrepresentable => Ok(self.skipped(journal, SkipReason::Unrepresentable, job.size.unwrap_or(0))),
             _ => Err(error),
         }
     }

@@ -381,7 +381,7 @@ impl StateStore for Sqlite {
                 let text = format!("run {run} is {}, not {}", held.as_str(), from.as_str());
                 return Err(Error::new(ErrorKind::Precondition, Op::SaveState, text).into());
             }
-            let over = matches!(to, RunState::Finished | RunState::Cancelled);
+            let over = to.is_over();
             t.prepare_cached("UPDATE run SET state = ?2, ended = ?3 WHERE id = ?1")?.execute(params![
                 run.as_str(),
                 to.as_str(),
@@ -420,7 +420,7 @@ impl StateStore for Sqlite {
         let (run, step) = (run.clone(), step.clone());
         self.write(Op::SaveState, move |t| {
             let Run { mut totals, state, .. } = load_run(t, &run, Op::SaveState)?;
-            if matches!(state, RunState::Finished | RunState::Cancelled) && !(step.shards.is_empty() && step.packs.is_empty()) {
+            if state.is_over() && !(step.shards.is_empty() && step.packs.is_empty()) {
                 let text = format!("run {run} is {}", state.as_str());
                 return Err(Error::new(ErrorKind::Precondition, Op::SaveState, text).into());
             }
