@@ -61,6 +61,8 @@ pub struct IndexCapability {
     pub page_max: u32,
     /// What the etags of this store are made of.
     pub etag: EtagKind,
+    /// Most bytes of a key.
+    pub max_key: usize,
 }
 
 /// A store that can be listed and looked at.
@@ -73,6 +75,11 @@ pub trait Index: fmt::Debug + Send + Sync + 'static {
 
     /// What the listing can do.
     fn index_capability(&self) -> IndexCapability;
+
+    /// Whether an object can be stored under this key. What cannot is counted as skipped, with that reason, when it is found.
+    fn carries(&self, key: &ObjectKey) -> bool {
+        key.as_str().len() <= self.index_capability().max_key
+    }
 
     /// One page, one request. A page with a `next` may be empty.
     async fn list(&self, request: &ListRequest) -> Result<ListPage>;

@@ -180,6 +180,23 @@ pub struct Attributes {
     pub user: BTreeMap<String, Bytes>,
 }
 
+impl Attributes {
+    /// The names of those that say something: a store's default content type does not.
+    pub fn names(&self) -> Vec<String> {
+        let said = [
+            ("content-type", self.content_type.as_ref().filter(|t| !t.ends_with("/octet-stream"))),
+            ("content-encoding", self.content_encoding.as_ref()),
+            ("content-language", self.content_language.as_ref()),
+            ("content-disposition", self.content_disposition.as_ref()),
+            ("cache-control", self.cache_control.as_ref()),
+            ("expires", self.expires.as_ref()),
+            ("website-redirect", self.website_redirect.as_ref()),
+        ];
+        let plain = said.into_iter().filter(|(_, value)| value.is_some()).map(|(name, _)| name.to_owned());
+        plain.chain(self.user.keys().map(|name| format!("metadata {name}"))).collect()
+    }
+}
+
 /// An object's tags, in the store's order.
 pub type Tags = Vec<(String, String)>;
 

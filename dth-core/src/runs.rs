@@ -3,12 +3,13 @@
 use crate::{
     env::Env,
     error::{Error, ErrorKind, Op, Result},
-    job::{Job, Pack},
-    queue::Queue,
+    job::{Job, Overwrite, Pack, Seen},
+    object::{Entry, ObjectKey},
+    queue::{DeadLetter, Message, Queue},
     retry::RetryPolicy,
-    state::{Advance, FinderTotals, OutboxPack, Run, RunId, RunState, StateStore, Tally},
+    state::{Advance, FinderTotals, OutboxPack, RecordQuery, Run, RunId, RunState, StateStore, Status, Tally},
 };
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 /// Closes the ledger of a run whose jobs have all ended; answers the run as it is.
 pub async fn settle(state: &dyn StateStore, id: &RunId, env: &dyn Env, retry: &RetryPolicy) -> Result<Run> {
@@ -53,29 +54,72 @@ pub async fn redrive(
     env: &dyn Env,
     retry: &RetryPolicy,
 ) -> Result<Option<Run>> {
-    let mut jobs: Vec<(String, Vec<Job>)> = Vec::new();
+    let dead = dead_jobs(queue, env, retry, |dead, _| only.is_none_or(|text| dead.reason.contains(text))).await?;
+    send_as_run(state, queue, dead, env, retry).await
+}
+
+/// Tries the objects again whose record says that they failed, in `run` or in any, as a run of its own: their dead letters
+/// where those are still there, new jobs otherwise. `overwrite` is the policy of such new jobs.
+pub async fn retry_failed(
+    state: &dyn StateStore,
+    queue: &dyn Queue,
+    run: Option<&RunId>,
+    overwrite: Overwrite,
+    env: &dyn Env,
+    retry: &RetryPolicy,
+) -> Result<Option<Run>> {
+    let mut failed: BTreeMap<ObjectKey, u64> = BTreeMap::new();
+    let mut query = RecordQuery { status: Some(Status::Failed), run: run.cloned(), after: None };
+    loop {
+        let page = retry.run(env, || state.query(&query, 1000)).await?;
+        let Some(last) = page.last() else { break };
+        query.after = Some(last.key.clone());
+        failed.extend(page.into_iter().map(|r| (r.key, r.source.map_or(0, |s| s.size))));
+    }
+    let mut jobs = dead_jobs(queue, env, retry, |_, jobs| jobs.iter().any(|job| failed.contains_key(&job.key))).await?;
+    for job in jobs.iter().flat_map(|(_, jobs)| jobs) {
+        failed.remove(&job.key);
+    }
+    jobs.extend(failed.into_iter().map(|(key, size)| {
+        let job = Job { size: (size > 0).then_some(size), overwrite, ..Job::copy(&Entry::new(key, size, None), Seen::Unknown) };
+        (None, vec![job])
+    }));
+    send_as_run(state, queue, jobs, env, retry).await
+}
+
+/// Jobs of dead letters that are to be tried again, with the letter's id.
+type Again = Vec<(Option<String>, Vec<Job>)>;
+
+async fn dead_jobs(
+    queue: &dyn Queue,
+    env: &dyn Env,
+    retry: &RetryPolicy,
+    mut wanted: impl FnMut(&DeadLetter, &[Job]) -> bool,
+) -> Result<Again> {
+    let mut found = Vec::new();
     let mut after: Option<String> = None;
     loop {
         let page = retry.run(env, || queue.dead_letters(after.as_deref(), 100)).await?;
-        let Some(last) = page.last() else { break };
+        let Some(last) = page.last() else { return Ok(found) };
         after = Some(last.id.clone());
         for dead in page {
-            if only.is_some_and(|text| !dead.reason.contains(text)) {
-                continue;
-            }
-            if let Ok(pack) = Pack::parse(&dead.body, env) {
+            if let Ok(pack) = Pack::parse(&dead.body, env)
+                && wanted(&dead, &pack.jobs)
+            {
                 let fresh = pack.jobs.into_iter().map(|job| Job { attempts: 0, origin: None, ..job }).collect();
-                jobs.push((dead.id, fresh));
+                found.push((Some(dead.id), fresh));
             }
         }
     }
+}
+
+async fn send_as_run(state: &dyn StateStore, queue: &dyn Queue, jobs: Again, env: &dyn Env, retry: &RetryPolicy) -> Result<Option<Run>> {
     if jobs.is_empty() {
         return Ok(None);
     }
-    let now = env.now();
-    let id = RunId::new(format!("{}-{}", now.strftime("%Y%m%dT%H%M%SZ"), &crate::env::random_id(env)[..8]));
+    let id = RunId::fresh(env);
     let tally: Tally = jobs.iter().flat_map(|(_, jobs)| jobs).map(|j| Tally::one(j.size.unwrap_or(0))).sum();
-    state.start_run(&Run::new(id.clone(), now), &[]).await?;
+    state.start_run(&Run::new(id.clone(), env.now()), &[]).await?;
     let totals = FinderTotals { listed: tally, queued: tally, ..FinderTotals::default() };
     let mut packs = Vec::new();
     for (_, jobs) in &jobs {
@@ -84,10 +128,14 @@ pub async fn redrive(
     }
     state.advance(&id, &Advance { totals, packs: packs.clone(), ..Advance::default() }).await?;
     for ((dead, _), pack) in jobs.iter().zip(&packs) {
-        match retry.run(env, || queue.redrive(dead, &pack.body)).await {
-            // Somebody else redrove it: its own pack is sent nonetheless, so that the ledger can close.
+        let redriven = match dead {
+            Some(dead) => retry.run(env, || queue.redrive(dead, &pack.body)).await,
+            None => Err(Error::new(ErrorKind::NotFound, Op::Send, "no dead letter")),
+        };
+        match redriven {
+            // There is none, or somebody else redrove it: its own pack is sent nonetheless, so that the ledger can close.
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                let message = [crate::queue::Message { body: pack.body.clone(), delay: Duration::ZERO }];
+                let message = [Message { body: pack.body.clone(), delay: Duration::ZERO }];
                 for sent in retry.run(env, || queue.send(&message)).await? {
                     sent?;
                 }

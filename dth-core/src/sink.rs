@@ -168,8 +168,6 @@ pub struct SinkCapability {
     pub max_put: u64,
     /// Most bytes of an object.
     pub max_object: u64,
-    /// Most bytes of a key.
-    pub max_key: usize,
     /// Multipart uploads.
     pub multipart: Option<MultipartLimits>,
     /// Conditional writes.
@@ -192,6 +190,11 @@ pub struct SinkCapability {
 pub trait Sink: Index {
     /// What it can do.
     fn sink_capability(&self) -> SinkCapability;
+
+    /// Which of these attributes would be lost: the caller notes them in the object's record. They are passed nonetheless.
+    fn not_carried(&self, _attributes: &Attributes) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Stores an object in one request. `Precondition` when the condition does not hold, `Corrupt` when the bytes did not
     /// have the checksum.

@@ -6,6 +6,7 @@
 
 use crate::{
     checksum::{Algorithm, Checksum},
+    env::{Env, random_id},
     error::{ErrorKind, Result},
     object::{ETag, Entry, ObjectKey, VersionId},
     sink::{Part, UploadId},
@@ -48,6 +49,13 @@ id!(
     /// Names one run of the finder and all jobs that came of it.
     RunId
 );
+impl RunId {
+    /// An id that nobody has: the time, for people, and chance.
+    pub fn fresh(env: &dyn Env) -> Self {
+        Self::new(format!("{}-{}", env.now().strftime("%Y%m%dT%H%M%SZ"), &random_id(env)[..8]))
+    }
+}
+
 id!(
     /// Names one message full of jobs; duplicates of the message share it.
     PackId
@@ -566,8 +574,8 @@ pub trait StateStore: fmt::Debug + Send + Sync + 'static {
     /// A page of at most `max` records in key order.
     async fn query(&self, query: &RecordQuery, max: usize) -> Result<Vec<Record>>;
 
-    /// Takes the next epoch of a pack for this delivery.
-    async fn claim(&self, pack: &PackId, incarnation: u64, jobs: &[(ObjectKey, Option<Origin>)]) -> Result<Claim>;
+    /// Takes the next epoch of a pack for this delivery. The pack is of `run`, with which it will be forgotten.
+    async fn claim(&self, pack: &PackId, run: Option<&RunId>, incarnation: u64, jobs: &[(ObjectKey, Option<Origin>)]) -> Result<Claim>;
 
     /// Writes records under a fence, each by its version, and counts the jobs that ended.
     async fn commit(&self, fence: &Fence, writes: &[RecordWrite]) -> Result<Committed>;
@@ -604,4 +612,8 @@ pub trait StateStore: fmt::Debug + Send + Sync + 'static {
 
     /// Decides about the packs held back: `true` lets them go, `false` drops them. Answers how many.
     async fn release_held(&self, run: &RunId, go: bool) -> Result<u64>;
+
+    /// Forgets runs that ended before this time, with their cursors, ledgers and packs; records of objects stay. Answers how
+    /// many runs.
+    async fn forget_runs(&self, ended_before: Timestamp) -> Result<u64>;
 }

@@ -15,6 +15,10 @@
 //! # }
 //! ```
 
+mod handle;
+
+pub use handle::RunHandle;
+
 use crate::{
     env::{SharedEnv, SystemEnv},
     error::Result,
@@ -145,17 +149,32 @@ impl Sync {
     ///
     /// An error means that the run could not be carried on (its state is kept); objects that failed are in the report.
     pub async fn run(&self) -> Result<Report> {
+        let id = self.begin().await?;
+        self.carry_on(&id).await
+    }
+
+    /// The run to carry on: an interrupted one of this state, or a new one.
+    pub async fn begin(&self) -> Result<RunId> {
+        let runs = self.finder.retry.run(&*self.env, || self.state.runs(100)).await?;
+        for run in runs.into_iter().rev().filter(|r| !r.state.is_over()) {
+            // One whose jobs have all ended meanwhile only lacks its closing.
+            let run = runs::settle(&*self.state, &run.id, &*self.env, &self.finder.retry).await?;
+            if !run.state.is_over() {
+                return Ok(run.id);
+            }
+        }
+        self.finder()?.start().await
+    }
+
+    /// Carries a run on to its end, or until it is stopped.
+    pub async fn carry_on(&self, id: &RunId) -> Result<Report> {
         let finder = self.finder()?;
-        let id = match self.unfinished().await? {
-            Some(id) => id,
-            None => finder.start().await?,
-        };
         let worker = self.worker()?;
         let drain = self.stop.child_token();
         let mut scope = TaskScope::new();
         let working = drain.clone();
         scope.spawn(async move { worker.run(working).await });
-        let found = finder.resume(&id, &self.stop).await;
+        let found = finder.resume(id, &self.stop).await;
         let waited = match found {
             Ok(_) => {
                 tokio::select! {
@@ -163,7 +182,7 @@ impl Sync {
                     () = self.stop.cancelled() => Ok(()),
                     // It ends only by a panic, which goes on here.
                     _ = scope.join_next() => Ok(()),
-                    run = runs::wait(&*self.state, &id, &*self.env, &self.finder.retry) => run.map(drop),
+                    run = runs::wait(&*self.state, id, &*self.env, &self.finder.retry) => run.map(drop),
                 }
             }
             Err(error) => Err(error),
@@ -171,7 +190,7 @@ impl Sync {
         drain.cancel();
         scope.join_all().await;
         waited?;
-        let run = runs::settle(&*self.state, &id, &*self.env, &self.finder.retry).await?;
+        let run = runs::settle(&*self.state, id, &*self.env, &self.finder.retry).await?;
         if run.is_settled()
             && let Err(error) = self.sweep(Duration::ZERO).await
         {
@@ -180,22 +199,15 @@ impl Sync {
         Ok(Report::new(run))
     }
 
+    /// Runs in the background, under a handle that can pause, resume, cancel and watch it.
+    pub async fn start(self) -> Result<RunHandle> {
+        RunHandle::start(self).await
+    }
+
     /// Aborts our own unfinished uploads older than `age` that nobody will finish.
     pub async fn sweep(&self, age: Duration) -> Result<SweepReport> {
         let retry = self.finder.retry;
         sweep(&*self.sink, &*self.state, &self.keys, &self.finder.prefix, age, &*self.env, &retry).await
-    }
-
-    async fn unfinished(&self) -> Result<Option<RunId>> {
-        let runs = self.finder.retry.run(&*self.env, || self.state.runs(100)).await?;
-        for run in runs.into_iter().rev().filter(|r| !r.state.is_over()) {
-            // One whose jobs have all ended meanwhile only lacks its closing.
-            let run = runs::settle(&*self.state, &run.id, &*self.env, &self.finder.retry).await?;
-            if !run.state.is_over() {
-                return Ok(Some(run.id));
-            }
-        }
-        Ok(None)
     }
 
     /// Moves one object now, without queue or record; the answer says how it ended and how strongly it was verified.

@@ -1,13 +1,17 @@
 //! Promises of finder and worker on memory backends, each by its name.
 
 use dth_core::{
-    error::ErrorKind,
+    checksum::Algorithm,
+    env::SeededEnv,
+    error::{ErrorKind, Result},
     finder::{Finder, FinderSettings, Overwrite},
-    index::Index,
+    index::{Index, IndexCapability, ListOrder, ListPage, ListRequest},
     key_map::KeyMap,
     memory::{MemoryQueue, MemoryState, MemoryStore, MemoryStoreSettings},
-    object::{EtagKind, ObjectKey},
+    object::{EtagKind, ObjectInfo, ObjectKey, VersionId},
     queue::{Message, Queue},
+    retry::RetryPolicy,
+    runs,
     sink::{PutOptions, Sink},
     state::{Outcome, RunState, StateStore, Verified},
     sync::Sync,
@@ -186,37 +190,59 @@ async fn a_vanished_object_is_cancelled() {
     assert!(report.is_success());
 }
 
+/// A store that lists each page backwards, and says so or not.
+#[derive(Debug)]
+struct Backwards {
+    store: MemoryStore,
+    order: ListOrder,
+}
+
+#[async_trait::async_trait]
+impl Index for Backwards {
+    fn name(&self) -> String {
+        "backwards".into()
+    }
+    fn index_capability(&self) -> IndexCapability {
+        IndexCapability { order: self.order, ..self.store.index_capability() }
+    }
+    async fn list(&self, request: &ListRequest) -> Result<ListPage> {
+        let mut page = self.store.list(request).await?;
+        page.entries.reverse();
+        Ok(page)
+    }
+    async fn head(&self, key: &ObjectKey, version: Option<&VersionId>) -> Result<ObjectInfo> {
+        self.store.head(key, version).await
+    }
+}
+
+/// F8: a listing that is in no order, and says so, is brought into byte order before it is compared.
+#[tokio::test]
+async fn an_unordered_listing_is_sorted() {
+    let settings = || MemoryStoreSettings { page: 7, ..MemoryStoreSettings::default() };
+    let (source, sink) = (MemoryStore::new(settings()), MemoryStore::new(settings()));
+    for i in 0..100 {
+        source.insert(format!("k{i}"), "same");
+        if i % 3 > 0 {
+            sink.insert(format!("k{i}"), if i % 3 == 1 { "same" } else { "else" });
+        }
+    }
+    let queue = Arc::new(MemoryQueue::new());
+    let unordered = |store: &MemoryStore| Arc::new(Backwards { store: store.clone(), order: ListOrder::Unordered });
+    let finder = Finder::builder(unordered(&source), unordered(&sink), Arc::clone(&queue) as _, Arc::new(MemoryState::new()));
+    let run = finder.build().unwrap().run(&CancellationToken::new()).await.unwrap();
+    let t = run.totals;
+    assert_eq!((t.listed.objects, t.unchanged.objects, t.queued.objects), (100, 33, 67));
+    assert_eq!((t.source_pages, t.destination_pages), (15, 10), "each page is asked for once");
+}
+
 /// F8: a listing that is not in byte order is noticed, never compared wrongly.
 #[tokio::test]
 async fn an_unordered_listing_is_refused_by_name() {
-    #[derive(Debug)]
-    struct Backwards(MemoryStore);
-    #[async_trait::async_trait]
-    impl Index for Backwards {
-        fn name(&self) -> String {
-            "backwards".into()
-        }
-        fn index_capability(&self) -> dth_core::index::IndexCapability {
-            self.0.index_capability()
-        }
-        async fn list(&self, request: &dth_core::index::ListRequest) -> dth_core::error::Result<dth_core::index::ListPage> {
-            let mut page = self.0.list(request).await?;
-            page.entries.reverse();
-            Ok(page)
-        }
-        async fn head(
-            &self,
-            key: &ObjectKey,
-            v: Option<&dth_core::object::VersionId>,
-        ) -> dth_core::error::Result<dth_core::object::ObjectInfo> {
-            self.0.head(key, v).await
-        }
-    }
     let source = MemoryStore::default();
     source.insert("a", "1");
     source.insert("b", "2");
     let finder = Finder::builder(
-        Arc::new(Backwards(source)),
+        Arc::new(Backwards { store: source, order: ListOrder::Bytes }),
         Arc::new(MemoryStore::default()),
         Arc::new(MemoryQueue::new()),
         Arc::new(MemoryState::new()),
@@ -224,6 +250,82 @@ async fn an_unordered_listing_is_refused_by_name() {
     let error = finder.build().unwrap().run(&CancellationToken::new()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid);
     assert!(error.chain().contains("not in byte order"), "{}", error.chain());
+}
+
+/// A sink without parts gets an object in one stream, proven by the source's etag of parts before its last byte.
+#[tokio::test]
+async fn a_sink_without_parts_gets_proven_streams() {
+    let bare = || MemoryStoreSettings { checksums: &[], ..MemoryStoreSettings::default() };
+    let source = MemoryStore::new(bare());
+    let sink = MemoryStore::new(MemoryStoreSettings { multipart: None, etag: EtagKind::Opaque, ..bare() });
+    let body: Vec<u8> = (0..9_000_000u32).map(|i| (i ^ (i >> 9)) as u8).collect();
+    source.insert_parts("parts", body.clone(), 5 << 20);
+    source.insert("plain", body.clone());
+    let state = Arc::new(MemoryState::new());
+    let task = task(&source, &sink).with_state(Arc::new(MemoryQueue::new()), Arc::clone(&state) as _);
+    assert!(task.run().await.unwrap().is_success());
+    assert_eq!(bodies(&source), bodies(&sink));
+    for record in state.records(&["parts".into(), "plain".into()]).await.unwrap() {
+        assert_eq!(record.unwrap().verified, Some(Verified::Source(Algorithm::Md5)));
+    }
+}
+
+/// Paused, a run moves nothing; resumed, it goes on to its end; cancelled, it ends without the rest.
+#[tokio::test(start_paused = true)]
+async fn a_run_can_be_paused_resumed_and_cancelled() {
+    for cancelled in [false, true] {
+        let (source, sink) = (MemoryStore::default(), MemoryStore::default());
+        for i in 0..2000 {
+            source.insert(format!("k{i:04}"), "body");
+        }
+        let slow = TransferSettings { requests_per_second: Some(100), ..TransferSettings::default() };
+        let worker = WorkerSettings { transfer: slow, ..WorkerSettings::default() };
+        let run = task(&source, &sink).with_worker(worker).start().await.unwrap();
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        run.pause().await;
+        let held = sink.snapshot().len();
+        assert!(held > 0 && held < 2000, "{held}");
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        assert_eq!(sink.snapshot().len(), held, "nothing moves while it is paused");
+        assert_eq!(run.progress().await.unwrap().outcome("copied").objects, held as u64);
+        if cancelled {
+            run.cancel().await.unwrap();
+            let report = run.wait().await.unwrap();
+            assert_eq!((report.run.state, sink.snapshot().len()), (RunState::Cancelled, held));
+        } else {
+            run.resume();
+            let report = run.wait().await.unwrap();
+            assert!(report.is_success(), "{report}");
+            assert_eq!(bodies(&source), bodies(&sink));
+        }
+    }
+}
+
+/// What failed is tried again, with and without its dead letters; each in a run whose ledger closes.
+#[tokio::test(start_paused = true)]
+async fn failed_objects_are_retried() {
+    let children = ["a", "b", "c"].map(|key| (ObjectKey::from(key), vec![ObjectKey::from("child")])).into();
+    let source = MemoryStore::new(MemoryStoreSettings { children, ..MemoryStoreSettings::default() });
+    let sink = MemoryStore::default();
+    for key in ["a", "b", "c"] {
+        source.insert(key, "body");
+    }
+    let (queue, state) = (Arc::new(MemoryQueue::new()), Arc::new(MemoryState::new()));
+    let task = task(&source, &sink).with_state(Arc::clone(&queue) as _, Arc::clone(&state) as _);
+    let report = task.run().await.unwrap();
+    assert_eq!(report.failed.objects, 3, "{report}");
+    // One dead letter is gone: the record alone tells.
+    let dead = queue.dead_letters(None, 10).await.unwrap();
+    assert_eq!(dead.len(), 3);
+    let (env, retry) = (SeededEnv::new(2), RetryPolicy::default());
+    queue.redrive(&dead[0].id, "{}").await.unwrap();
+    let run = runs::retry_failed(&*state, &*queue, None, Overwrite::Always, &env, &retry).await.unwrap().unwrap();
+    assert_eq!(run.totals.queued.objects, 3);
+    source.insert("child", "late");
+    let healed = task.run().await.unwrap();
+    assert_eq!((healed.run.id.clone(), healed.run.outcome("copied").objects), (run.id, 3), "{healed}");
+    assert_eq!(bodies(&source), bodies(&sink));
+    assert_eq!(runs::retry_failed(&*state, &*queue, None, Overwrite::Always, &env, &retry).await.unwrap(), None);
 }
 
 fn keys() -> impl Strategy<Value = Vec<(String, u8)>> {

@@ -96,16 +96,46 @@ pub enum Encryption {
     },
 }
 
+/// Which proxy requests go through.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind", deny_unknown_fields)]
+pub enum Proxy {
+    /// As `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` say, in either case.
+    #[default]
+    Environment,
+    /// None, whatever the environment says.
+    None,
+    /// This one.
+    Url {
+        /// `http(s)://host:port`.
+        url: String,
+        /// User for basic authentication.
+        #[serde(default)]
+        user: Option<String>,
+        /// Its password.
+        #[serde(default)]
+        password: Option<Secret>,
+        /// Hosts that are reached directly, as in `NO_PROXY`.
+        #[serde(default)]
+        no_proxy: Option<String>,
+    },
+}
+
 /// One bucket of an S3 store.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct S3Config {
-    /// The bucket.
+    /// The bucket, or the ARN of an access point.
     pub bucket: String,
-    /// The region; it decides the partition (`cn-…`, `us-gov-…`) where no endpoint is given.
+    /// The region; it decides the partition (`cn-…`, `us-gov-…`) where no endpoint is given. Empty: begun with `us-east-1`,
+    /// and followed to where the store says that the bucket is.
     pub region: String,
     /// `http(s)://host[:port]` of a store that is not Amazon's.
     pub endpoint: Option<String>,
+    /// Amazon's endpoints with FIPS 140 cryptography.
+    pub fips: bool,
+    /// Amazon's endpoints that answer over IPv6 as well.
+    pub dual_stack: bool,
     /// How the bucket is put into the URL.
     pub style: Style,
     /// Whose rights are used.
@@ -120,6 +150,10 @@ pub struct S3Config {
     pub acl: Option<String>,
     /// Server-side encryption of what is written.
     pub encryption: Encryption,
+    /// Its listings are not in byte order: they are sorted on disk before they are compared.
+    pub unordered_listing: bool,
+    /// Which proxy requests go through.
+    pub proxy: Proxy,
     /// PEM file with certificates to trust besides the system's.
     pub ca_file: Option<String>,
     /// Seconds until a connection must stand.
@@ -141,55 +175,138 @@ pub(crate) struct Endpoint {
     pub(crate) store: String,
 }
 
+fn invalid(setting: &str, why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::new(ErrorKind::Invalid, Op::Configure, setting).with_source(why)
+}
+
+/// The parts of an access point's ARN, `arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME`.
+struct AccessPoint<'a> {
+    region: &'a str,
+    account: &'a str,
+    name: &'a str,
+}
+
+impl<'a> AccessPoint<'a> {
+    fn parse(arn: &'a str) -> Result<Self> {
+        let refused = |why: &str| Err(invalid("bucket", format!("`{arn}`: {why}")));
+        let parts: Vec<&str> = arn.splitn(6, ':').collect();
+        let [_, _, service, region, account, resource] = parts[..] else {
+            return refused("not of the form arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME");
+        };
+        match (service, resource.split_once(['/', ':'])) {
+            ("s3-object-lambda", _) => refused("Object Lambda changes what is read: copy from the access point behind it"),
+            ("s3-outposts", _) => refused("S3 on Outposts is not supported"),
+            ("s3", Some(("accesspoint", _))) if region.is_empty() => {
+                refused("multi-region access points are not supported: name the access point or bucket of one region")
+            }
+            ("s3", Some(("accesspoint", name))) if !account.is_empty() && is_label(name) => Ok(Self { region, account, name }),
+            _ => refused("not of the form arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME"),
+        }
+    }
+}
+
+/// Whether a name can be a part of a host name.
+fn is_label(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+}
+
 impl S3Config {
+    /// The region of an access point, the one that is set, or the one to begin with.
     pub(crate) fn region(&self) -> &str {
-        if self.region.is_empty() { "us-east-1" } else { &self.region }
+        match AccessPoint::parse(&self.bucket) {
+            Ok(point) if self.bucket.starts_with("arn:") => point.region,
+            _ if self.region.is_empty() => "us-east-1",
+            _ => &self.region,
+        }
     }
 
-    /// The endpoint. `Invalid`, naming the setting, when one is missing or wrong.
-    pub(crate) fn endpoint(&self) -> Result<Endpoint> {
-        let invalid = |setting: &str, why: String| Err(Error::new(ErrorKind::Invalid, Op::Configure, setting).with_source(why));
-        if self.bucket.is_empty() || self.bucket.contains(['/', '?', '#', ' ']) {
-            return invalid("bucket", format!("`{}` is not a bucket name", self.bucket));
+    /// Whether the bucket's region is to be found out.
+    pub(crate) fn finds_region(&self) -> bool {
+        self.region.is_empty() && !self.bucket.starts_with("arn:")
+    }
+
+    /// The endpoint in a region. `Invalid`, naming the setting, when one is missing or wrong.
+    pub(crate) fn endpoint(&self, region: &str) -> Result<Endpoint> {
+        let bucket = self.bucket.as_str();
+        if bucket.is_empty() {
+            return Err(invalid("bucket", "is missing"));
         }
-        let region = self.region();
-        let (scheme, authority, amazon) = match &self.endpoint {
-            None => {
-                let suffix = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
-                ("https".to_owned(), format!("s3.{region}.{suffix}"), true)
+        if bucket.ends_with("--x-s3") || bucket.ends_with("--xa-s3") {
+            let why =
+                format!("`{bucket}` is a directory bucket (S3 Express One Zone): its sessions, etags and listing order are not supported");
+            return Err(invalid("bucket", why));
+        }
+        let point = if bucket.starts_with("arn:") { Some(AccessPoint::parse(bucket)?) } else { None };
+        if point.is_none() && bucket.contains(['/', '?', '#', ' ']) {
+            return Err(invalid("bucket", format!("`{bucket}` is not a bucket name")));
+        }
+        match &self.endpoint {
+            None => self.amazon(region, point.as_ref()),
+            Some(_) if point.is_some() => Err(invalid("endpoint", "an access point has its own: leave this out")),
+            Some(_) if self.fips || self.dual_stack => {
+                Err(invalid("endpoint", "`fips` and `dual_stack` choose among Amazon's own: leave one out"))
             }
-            Some(endpoint) if endpoint.contains('@') => {
-                return invalid("endpoint", "a user or password does not belong into it".into());
-            }
-            Some(endpoint) => {
-                let with_scheme = if endpoint.contains("://") { endpoint.clone() } else { format!("https://{endpoint}") };
-                let uri: http::Uri = match with_scheme.parse() {
-                    Ok(uri) => uri,
-                    Err(error) => return invalid("endpoint", format!("`{endpoint}`: {error}")),
-                };
-                let (Some(scheme @ ("http" | "https")), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
-                    return invalid("endpoint", format!("`{endpoint}` is not of the form http(s)://host[:port]"));
-                };
-                if !uri.path().trim_matches('/').is_empty() {
-                    return invalid("endpoint", format!("`{endpoint}`: a path does not belong here"));
-                }
-                (scheme.to_owned(), authority.as_str().to_owned(), false)
-            }
+            Some(endpoint) => self.custom(endpoint),
+        }
+    }
+
+    /// Amazon S3 User Guide, "Making requests over IPv6", "FIPS", "Access points": names of hosts.
+    fn amazon(&self, region: &str, point: Option<&AccessPoint<'_>>) -> Result<Endpoint> {
+        if !is_label(region) {
+            return Err(invalid("region", format!("`{region}` is not a region's name")));
+        }
+        let china = region.starts_with("cn-");
+        if self.fips && !["us-", "ca-"].iter().any(|with| region.starts_with(with)) {
+            return Err(invalid("fips", format!("there are no such endpoints in `{region}`, only in the United States and Canada")));
+        }
+        let suffix = if china { "amazonaws.com.cn" } else { "amazonaws.com" };
+        let service = match (point.is_some(), self.fips) {
+            (false, false) => "s3",
+            (false, true) => "s3-fips",
+            (true, false) => "s3-accesspoint",
+            (true, true) => "s3-accesspoint-fips",
         };
-        let virtual_host = match self.style {
+        let stack = if self.dual_stack { "dualstack." } else { "" };
+        let authority = format!("{service}.{stack}{region}.{suffix}");
+        match point {
+            Some(point) => Ok(virtual_host("https", &format!("{}-{}", point.name, point.account), &authority)),
+            // A certificate for *.s3.region… does not cover a name with dots.
+            None => Ok(self.in_style("https", &authority, !self.bucket.contains('.'))),
+        }
+    }
+
+    fn custom(&self, endpoint: &str) -> Result<Endpoint> {
+        if endpoint.contains('@') {
+            return Err(invalid("endpoint", "a user or password does not belong into it"));
+        }
+        let with_scheme = if endpoint.contains("://") { endpoint.to_owned() } else { format!("https://{endpoint}") };
+        let uri: http::Uri = with_scheme.parse().map_err(|error| invalid("endpoint", format!("`{endpoint}`: {error}")))?;
+        let (Some(scheme @ ("http" | "https")), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+            return Err(invalid("endpoint", format!("`{endpoint}` is not of the form http(s)://host[:port]")));
+        };
+        if !uri.path().trim_matches('/').is_empty() {
+            return Err(invalid("endpoint", format!("`{endpoint}`: a path does not belong here")));
+        }
+        Ok(self.in_style(scheme, authority.as_str(), false))
+    }
+
+    fn in_style(&self, scheme: &str, authority: &str, by_itself: bool) -> Endpoint {
+        let as_host = match self.style {
             Style::VirtualHost => true,
             Style::Path => false,
-            // A certificate for *.s3.region… does not cover a name with dots.
-            Style::Auto => amazon && !self.bucket.contains('.'),
+            Style::Auto => by_itself,
         };
+        if as_host {
+            return virtual_host(scheme, &self.bucket, authority);
+        }
         let store = format!("{scheme}://{authority}");
-        Ok(if virtual_host {
-            let host = format!("{}.{authority}", self.bucket);
-            Endpoint { base: format!("{scheme}://{host}"), host, path: String::new(), store }
-        } else {
-            Endpoint { base: store.clone(), host: authority, path: format!("/{}", self.bucket), store }
-        })
+        Endpoint { base: store.clone(), host: authority.to_owned(), path: format!("/{}", self.bucket), store }
     }
+}
+
+fn virtual_host(scheme: &str, name: &str, authority: &str) -> Endpoint {
+    let host = format!("{name}.{authority}");
+    Endpoint { base: format!("{scheme}://{host}"), host, path: String::new(), store: format!("{scheme}://{authority}") }
 }
 
 #[cfg(test)]
@@ -198,7 +315,7 @@ mod tests {
 
     fn base(region: &str, endpoint: Option<&str>, bucket: &str) -> String {
         let config = S3Config { bucket: bucket.into(), region: region.into(), endpoint: endpoint.map(Into::into), ..S3Config::default() };
-        config.endpoint().map_or_else(|e| e.chain(), |e| format!("{}{}", e.base, e.path))
+        config.endpoint(config.region()).map_or_else(|e| e.chain(), |e| format!("{}{}", e.base, e.path))
     }
 
     #[test]
@@ -214,6 +331,33 @@ mod tests {
         {
             assert!(base("", Some(endpoint), bucket).contains(named), "{endpoint} {bucket}");
         }
+    }
+
+    #[test]
+    fn amazons_other_endpoints() {
+        let base = |region: &str, bucket: &str, fips, dual_stack| {
+            let config = S3Config { bucket: bucket.into(), region: region.into(), fips, dual_stack, ..S3Config::default() };
+            config.endpoint(config.region()).map_or_else(|e| e.chain(), |e| format!("{}{}", e.base, e.path))
+        };
+        assert_eq!(base("us-east-2", "b", true, false), "https://b.s3-fips.us-east-2.amazonaws.com");
+        assert_eq!(base("eu-west-1", "b", false, true), "https://b.s3.dualstack.eu-west-1.amazonaws.com");
+        assert_eq!(base("us-gov-west-1", "b", true, true), "https://b.s3-fips.dualstack.us-gov-west-1.amazonaws.com");
+        assert_eq!(base("cn-north-1", "b", false, true), "https://b.s3.dualstack.cn-north-1.amazonaws.com.cn");
+        let point = "arn:aws:s3:us-west-2:123456789012:accesspoint/my-point";
+        assert_eq!(base("", point, false, false), "https://my-point-123456789012.s3-accesspoint.us-west-2.amazonaws.com");
+        assert_eq!(base("", point, true, true), "https://my-point-123456789012.s3-accesspoint-fips.dualstack.us-west-2.amazonaws.com");
+        for (bucket, fips, named) in [
+            ("b", true, "fips"),
+            ("logs--use1-az4--x-s3", false, "directory bucket"),
+            ("arn:aws:s3::123456789012:accesspoint/m.mrap", false, "multi-region"),
+            ("arn:aws:s3-object-lambda:us-west-2:1:accesspoint/x", false, "Object Lambda"),
+            ("arn:aws:s3-outposts:us-west-2:1:outpost/op-1/accesspoint/x", false, "Outposts"),
+            ("arn:aws:s3:us-west-2:1", false, "not of the form"),
+            ("arn:aws:s3:us-west-2:1:accesspoint/evil.example/", false, "not of the form"),
+        ] {
+            assert!(base("eu-west-1", bucket, fips, false).contains(named), "{bucket}: {}", base("eu-west-1", bucket, fips, false));
+        }
+        assert!(base("evil.example/", "b", false, false).contains("region"));
     }
 
     /// T17: a secret never shows, however it is printed.

@@ -4,11 +4,15 @@ mod config;
 mod credentials;
 mod error;
 mod headers;
+#[cfg(feature = "object_store")]
+mod object_store;
 mod profile;
 mod sink;
 mod store;
 mod wire;
 
-pub use config::{CredentialsConfig, Encryption, S3Config, Secret, Style};
+pub use config::{CredentialsConfig, Encryption, Proxy, S3Config, Secret, Style};
+#[cfg(feature = "object_store")]
+pub use object_store::{LocalDirectory, ObjectStoreAdapter};
 pub use profile::Profile;
 pub use store::S3Store;

@@ -90,7 +90,6 @@ impl Sink for S3Store {
         SinkCapability {
             max_put: 5 * GIB,
             max_object: MAX_OBJECT,
-            max_key: 1024,
             multipart: Some(MultipartLimits {
                 min_part: self.facts.min_part,
                 max_part: 5 * GIB,
@@ -254,7 +253,7 @@ impl Sink for S3Store {
     }
 
     fn can_copy(&self, origin: &CopyOrigin) -> bool {
-        origin.endpoint == self.wire.endpoint.store && origin.identity == self.identity()
+        origin.endpoint == self.wire.store() && origin.identity == self.identity()
     }
 
     async fn copy(&self, origin: &CopyOrigin, source: &ETag, key: &ObjectKey, options: &PutOptions) -> Result<Written> {

@@ -27,7 +27,7 @@ pub struct S3Store {
 
 impl fmt::Debug for S3Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "S3Store({} at {})", self.config.bucket, self.wire.endpoint.store)
+        write!(f, "S3Store({} at {})", self.config.bucket, self.wire.store())
     }
 }
 
@@ -143,7 +143,8 @@ impl Index for S3Store {
     }
 
     fn index_capability(&self) -> IndexCapability {
-        IndexCapability { order: ListOrder::Bytes, start_after: true, page_max: 1000, etag: self.etag_kind() }
+        let order = if self.config.unordered_listing { ListOrder::Unordered } else { ListOrder::Bytes };
+        IndexCapability { order, start_after: true, page_max: 1000, etag: self.etag_kind(), max_key: 1024 }
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage> {
@@ -238,8 +239,9 @@ impl Source for S3Store {
     }
 
     fn copy_origin(&self, key: &ObjectKey, version: Option<&VersionId>) -> Option<CopyOrigin> {
-        Some(CopyOrigin {
-            endpoint: self.wire.endpoint.store.clone(),
+        // The header that names a source has another form for access points: bytes go through us.
+        (!self.config.bucket.starts_with("arn:")).then(|| CopyOrigin {
+            endpoint: self.wire.store(),
             container: self.config.bucket.clone(),
             key: key.clone(),
             version: version.cloned(),

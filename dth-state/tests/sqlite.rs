@@ -97,8 +97,8 @@ async fn commits_are_fenced_versioned_and_counted_once() {
     let (run, pack, key) = (RunId::new("r"), PackId::new("p"), ObjectKey::from("k\n日"));
     a.start_run(&Run::new(run.clone(), SystemEnv.now()), &[Shard::all()]).await.unwrap();
     let jobs = [(key.clone(), Some(Origin(pack.clone(), 9)))];
-    let first = a.claim(&pack, 7, &jobs).await.unwrap();
-    let second = b.claim(&pack, 8, &jobs).await.unwrap();
+    let first = a.claim(&pack, None, 7, &jobs).await.unwrap();
+    let second = b.claim(&pack, None, 8, &jobs).await.unwrap();
     assert_eq!((first.fence.incarnation, second.fence.epoch), (second.fence.incarnation, 2));
     let mut record = Record::new(key.clone(), run.clone(), Status::Done, SystemEnv.now());
     record.destination = Some(ETag::new("e"));
@@ -111,7 +111,7 @@ async fn commits_are_fenced_versioned_and_counted_once() {
     record.version = 1;
     b.commit(&second.fence, &write(&record)).await.unwrap();
     assert_eq!(a.run(&run).await.unwrap().outcome("copied"), Tally { objects: 1, bytes: 10 }, "counted once");
-    assert_eq!(a.claim(&pack, 9, &jobs).await.unwrap().ended, [true]);
+    assert_eq!(a.claim(&pack, None, 9, &jobs).await.unwrap().ended, [true]);
 }
 
 /// A step of the finder happens whole, once, and not after the run was called off.
@@ -142,7 +142,7 @@ async fn records_and_parts_round_trip() {
     let pack = PackId::new("p");
     let keys = ["", "a", "a\n", "a\u{1}", "é", "e\u{301}", "😀"].map(ObjectKey::from);
     let jobs: Vec<_> = keys.iter().map(|k| (k.clone(), None)).collect();
-    let claim = state.claim(&pack, 1, &jobs).await.unwrap();
+    let claim = state.claim(&pack, None, 1, &jobs).await.unwrap();
     let writes: Vec<_> = keys
         .iter()
         .map(|key| {
@@ -211,4 +211,45 @@ async fn dead_letters_are_redriven_as_a_run() {
     let report = Sync::new(Arc::new(source), Arc::new(sink)).with_state(shared.clone(), shared).run().await.unwrap();
     assert_eq!(report.run.id, run.id);
     assert!(report.is_success(), "{report}");
+}
+
+/// A file of the first version is brought up when it is opened, with what is in it.
+#[tokio::test]
+async fn an_older_file_is_brought_up() {
+    let file = File::new("migrate");
+    drop(file.open());
+    let old = rusqlite::Connection::open(&file.0).unwrap();
+    old.execute_batch(
+        "DROP INDEX pack_run; ALTER TABLE pack DROP COLUMN run;
+         DROP INDEX message_visible; CREATE INDEX message_visible ON message (visible_at);
+         INSERT INTO message (body, visible_at) VALUES ('kept', 0);
+         PRAGMA user_version = 1;",
+    )
+    .unwrap();
+    drop(old);
+    let state = file.open();
+    assert_eq!(state.depth().await.unwrap().ready, 1);
+    state.claim(&PackId::new("p"), Some(&RunId::new("r")), 1, &[]).await.unwrap();
+}
+
+/// Retention: a run that ended goes with its packs; records, and runs that are open, stay.
+#[tokio::test]
+async fn runs_are_forgotten_with_their_packs() {
+    let (source, sink) = (MemoryStore::default(), MemoryStore::default());
+    source.insert("k", "body");
+    let file = File::new("forget");
+    let state = Arc::new(file.open());
+    let task = Sync::new(Arc::new(source), Arc::new(sink)).with_state(Arc::clone(&state) as _, Arc::clone(&state) as _);
+    let done = task.run().await.unwrap().run;
+    let open = Run::new(RunId::new("open"), SystemEnv.now());
+    state.start_run(&open, &[Shard::all()]).await.unwrap();
+    assert_eq!(state.forget_runs(done.started).await.unwrap(), 0, "it ended later");
+    let tomorrow = SystemEnv.now().saturating_add(Duration::from_secs(86_400)).unwrap();
+    assert_eq!(state.forget_runs(tomorrow).await.unwrap(), 1);
+    assert_eq!(state.runs(10).await.unwrap().iter().map(|r| r.id.as_str()).collect::<Vec<_>>(), ["open"]);
+    let rows = |table: &str| -> i64 {
+        let sql = format!("SELECT count(*) FROM {table}");
+        rusqlite::Connection::open(&file.0).unwrap().query_row(&sql, [], |row| row.get(0)).unwrap()
+    };
+    assert_eq!(["pack", "outcome", "outbox", "record", "shard"].map(rows), [0, 0, 0, 1, 1]);
 }

@@ -2,9 +2,10 @@
 
 use anyhow::Context;
 use dth_core::{
-    finder::FinderSettings, key_map::KeyMap, plan::cost::Prices, queue::Queue, state::StateStore, sync::Sync, worker::WorkerSettings,
+    finder::FinderSettings, key_map::KeyMap, plan::cost::Prices, queue::Queue, sink::Sink, source::Source, state::StateStore, sync::Sync,
+    worker::WorkerSettings,
 };
-use dth_s3::{S3Config, S3Store};
+use dth_s3::{LocalDirectory, S3Config, S3Store};
 use dth_state::Sqlite;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -18,8 +19,12 @@ use std::{
 pub struct Settings {
     /// Where objects come from.
     pub source: S3Config,
+    /// They come from this local directory instead.
+    pub source_directory: Option<PathBuf>,
     /// Where they go.
     pub destination: S3Config,
+    /// They go to this local directory instead.
+    pub destination_directory: Option<PathBuf>,
     /// Put before every key, with a slash.
     pub destination_prefix: String,
     /// The SQLite file with queue and state; in memory, and forgotten, when there is none.
@@ -58,8 +63,7 @@ impl Settings {
 
     /// The task, put together.
     pub fn task(&self) -> anyhow::Result<Sync> {
-        let (source, sink) = (self.source()?, self.sink()?);
-        let task = Sync::new(Arc::new(source), Arc::new(sink))
+        let task = Sync::new(self.source()?, self.sink()?)
             .with_keys(KeyMap::new(&self.destination_prefix))
             .with_finder(self.finder.clone())
             .with_worker(self.worker.clone());
@@ -73,12 +77,36 @@ impl Settings {
     }
 
     /// The source.
-    pub fn source(&self) -> anyhow::Result<S3Store> {
-        S3Store::new(self.source.clone()).context("source")
+    pub fn source(&self) -> anyhow::Result<Arc<dyn Source>> {
+        Ok(match one_of("source", &self.source, self.source_directory.as_deref())? {
+            Some(directory) => Arc::new(LocalDirectory::open(directory)?),
+            None => Arc::new(self.source_bucket()?),
+        })
     }
 
     /// The sink.
-    pub fn sink(&self) -> anyhow::Result<S3Store> {
+    pub fn sink(&self) -> anyhow::Result<Arc<dyn Sink>> {
+        Ok(match one_of("destination", &self.destination, self.destination_directory.as_deref())? {
+            Some(directory) => Arc::new(LocalDirectory::open(directory)?),
+            None => Arc::new(self.destination_bucket()?),
+        })
+    }
+
+    /// The bucket that objects come from.
+    pub fn source_bucket(&self) -> anyhow::Result<S3Store> {
+        S3Store::new(self.source.clone()).context("source")
+    }
+
+    /// The bucket that they go to.
+    pub fn destination_bucket(&self) -> anyhow::Result<S3Store> {
         S3Store::new(self.destination.clone()).context("destination")
     }
+}
+
+fn one_of<'a>(side: &str, bucket: &S3Config, directory: Option<&'a Path>) -> anyhow::Result<Option<&'a Path>> {
+    anyhow::ensure!(
+        directory.is_none() || *bucket == S3Config::default(),
+        "`[{side}]` and `{side}_directory` are both set: leave one of them out"
+    );
+    Ok(directory)
 }

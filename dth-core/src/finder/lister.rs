@@ -1,5 +1,6 @@
 //! One side's entries in byte order, a page ahead.
 
+use super::spool::{Sorted, Sorter};
 use crate::{
     env::SharedEnv,
     error::{Error, ErrorKind, Op, Result},
@@ -10,6 +11,12 @@ use crate::{
 use std::{collections::VecDeque, sync::Arc};
 use tokio::task::JoinSet;
 
+/// Entries of a page that comes from the disk.
+const SORTED_PAGE: usize = 1000;
+
+/// What a fetch brings: a page, what is left of a listing that was sorted on disk, and the requests that it took.
+type Fetched = Result<(ListPage, Option<Sorted>, u64)>;
+
 /// An ordered stream of entries. Fetches the next page while this one is worked on; memory for two pages.
 #[derive(Debug)]
 pub(super) struct Lister {
@@ -19,73 +26,86 @@ pub(super) struct Lister {
     prefix: String,
     page: VecDeque<Entry>,
     /// The page under way; dropping the lister stops it.
-    fetch: JoinSet<Result<ListPage>>,
+    fetch: JoinSet<Fetched>,
     last: Option<ObjectKey>,
+    /// The listing began before `last`: what is not behind it is passed over.
+    passing: bool,
     ended: bool,
     pub(super) pages: u64,
 }
 
 impl Lister {
     pub(super) fn new(index: Arc<dyn Index>, env: SharedEnv, retry: RetryPolicy, prefix: String, after: Option<ObjectKey>) -> Self {
+        let capability = index.index_capability();
+        let ordered = capability.order == ListOrder::Bytes;
+        let seeks = ordered && capability.start_after;
+        let from = after.clone().filter(|_| seeks).map_or(ListFrom::Beginning, ListFrom::After);
+        let passing = after.is_some() && !seeks;
         let mut lister =
-            Self { index, env, retry, prefix, page: VecDeque::new(), fetch: JoinSet::new(), last: after.clone(), ended: false, pages: 0 };
-        let capability = lister.index.index_capability();
-        let from = match after {
-            Some(key) if capability.start_after && capability.order == ListOrder::Bytes => ListFrom::After(key),
-            _ => ListFrom::Beginning,
-        };
-        lister.fetch(from);
+            Self { index, env, retry, prefix, page: VecDeque::new(), fetch: JoinSet::new(), last: after, passing, ended: false, pages: 0 };
+        if ordered {
+            lister.fetch(from);
+        } else {
+            lister.fetch_all();
+        }
         lister
     }
 
     fn fetch(&mut self, from: ListFrom) {
         let (index, env, retry) = (Arc::clone(&self.index), Arc::clone(&self.env), self.retry);
-        let unordered = self.index.index_capability().order == ListOrder::Unordered;
-        let mut request = ListRequest { prefix: self.prefix.clone(), from, max: None };
+        let request = ListRequest { prefix: self.prefix.clone(), from, max: None };
+        self.fetch.spawn(async move { Ok((retry.run(&*env, || index.list(&request)).await?, None, 1)) });
+    }
+
+    /// F8: a listing in another order is brought into ours, on disk.
+    fn fetch_all(&mut self) {
+        let (index, env, retry) = (Arc::clone(&self.index), Arc::clone(&self.env), self.retry);
+        let mut request = ListRequest { prefix: self.prefix.clone(), ..ListRequest::default() };
         self.fetch.spawn(async move {
-            let first = retry.run(&*env, || index.list(&request)).await?;
-            if !unordered {
-                return Ok(first);
-            }
-            // F8: a listing in another order is brought into ours, at the price of holding it (some 200 bytes a key).
-            let mut all = first;
-            while let Some(token) = all.next.take() {
-                request.from = ListFrom::Token(token);
+            let mut sorter = Sorter::new();
+            let mut requests = 0;
+            loop {
                 let page = retry.run(&*env, || index.list(&request)).await?;
-                all.entries.extend(page.entries);
-                all.next = page.next;
+                requests += 1;
+                sorter = on_thread(move || sorter.push(page.entries).map(|()| sorter)).await?;
+                match page.next {
+                    Some(token) => request.from = ListFrom::Token(token),
+                    None => break,
+                }
             }
-            all.entries.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-            Ok(all)
+            sorted_page(on_thread(move || sorter.finish()).await?, requests).await
         });
     }
 
     /// The next entry, left in place.
     pub(super) async fn peek(&mut self) -> Result<Option<&Entry>> {
         while self.page.is_empty() && !self.ended {
-            let page = match self.fetch.join_next().await {
-                Some(Ok(page)) => page?,
+            let (page, sorted, requests) = match self.fetch.join_next().await {
+                Some(Ok(fetched)) => fetched?,
                 Some(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
                 Some(Err(_)) | None => return Err(Error::new(ErrorKind::Internal, Op::List, self.index.name())),
             };
-            self.pages += 1;
-            match page.next {
-                Some(token) => self.fetch(ListFrom::Token(token)),
-                None => self.ended = true,
+            self.pages += requests;
+            match (sorted, page.next) {
+                (Some(sorted), _) => {
+                    self.fetch.spawn(sorted_page(sorted, 0));
+                }
+                (None, Some(token)) => self.fetch(ListFrom::Token(token)),
+                (None, None) => self.ended = true,
             }
             self.page.reserve(page.entries.len());
             for entry in page.entries {
                 if self.last.as_ref().is_some_and(|last| entry.key <= *last) {
-                    // A store without start-after begins at the beginning: what is behind us is passed over.
-                    if self.pages > 0 && self.page.is_empty() && !self.index.index_capability().start_after {
+                    if self.passing {
                         continue;
                     }
                     return Err(Error::new(ErrorKind::Invalid, Op::List, self.index.name()).with_source(format!(
-                        "the listing is not in byte order: `{}` came after `{}`; set the order of this store to `unordered`",
+                        "the listing is not in byte order: `{}` came after `{}`; set `unordered_listing` for this store",
                         entry.key,
                         self.last.as_ref().map(ToString::to_string).unwrap_or_default()
                     )));
                 }
+                self.passing = false;
                 self.last = Some(entry.key.clone());
                 self.page.push_back(entry);
             }
@@ -107,4 +127,17 @@ impl Lister {
     pub(super) fn has_more(&self) -> bool {
         !self.ended
     }
+}
+
+async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => Err(Error::new(ErrorKind::Internal, Op::List, "sorting").with_source(error)),
+    }
+}
+
+async fn sorted_page(mut sorted: Sorted, requests: u64) -> Fetched {
+    let (entries, sorted) = on_thread(move || Ok((sorted.page(SORTED_PAGE)?, sorted))).await?;
+    let more = !entries.is_empty();
+    Ok((ListPage { entries, next: None }, more.then_some(sorted), requests))
 }

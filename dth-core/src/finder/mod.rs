@@ -6,10 +6,11 @@
 
 mod lister;
 mod shard;
+mod spool;
 
 pub use crate::job::Overwrite;
 use crate::{
-    env::{SharedEnv, SystemEnv, random_id},
+    env::{SharedEnv, SystemEnv},
     error::{Error, ErrorKind, Op, Result},
     events::{Event, Events},
     filter::{Filter, FilterSettings},
@@ -219,7 +220,7 @@ impl Finder {
     pub async fn start(&self) -> Result<RunId> {
         let inner = &self.inner;
         let now = inner.env.now();
-        let id = RunId::new(format!("{}-{}", now.strftime("%Y%m%dT%H%M%SZ"), &random_id(&*inner.env)[..8]));
+        let id = RunId::fresh(&*inner.env);
         let run = Run::new(id.clone(), now);
         let shards = [Shard::all()];
         let retry = inner.settings.retry;

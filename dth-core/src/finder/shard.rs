@@ -155,6 +155,9 @@ impl Inner {
         if !self.filter.takes(entry) {
             return Some(SkipReason::Filtered);
         }
+        if !self.sink.carries(&self.keys.to_destination(&entry.key)) {
+            return Some(SkipReason::Unrepresentable);
+        }
         let archived = entry.storage_class.as_deref().is_some_and(|class| ARCHIVED.contains(&class));
         archived.then_some(SkipReason::Archived)
     }

@@ -34,6 +34,7 @@ struct State {
 
 #[derive(Debug, Default)]
 struct Pack {
+    run: Option<RunId>,
     incarnation: u64,
     epoch: u64,
     ended: BTreeSet<u32>,
@@ -105,11 +106,12 @@ impl StateStore for MemoryState {
             .collect())
     }
 
-    async fn claim(&self, pack: &PackId, incarnation: u64, jobs: &[(ObjectKey, Option<Origin>)]) -> Result<Claim> {
+    async fn claim(&self, pack: &PackId, run: Option<&RunId>, incarnation: u64, jobs: &[(ObjectKey, Option<Origin>)]) -> Result<Claim> {
         let mut state = self.lock();
         let row = state.packs.entry(pack.clone()).or_default();
         if row.epoch == 0 {
             row.incarnation = incarnation;
+            row.run = run.cloned();
         }
         row.epoch += 1;
         let fence = Fence { pack: pack.clone(), incarnation: row.incarnation, epoch: row.epoch };
@@ -245,5 +247,14 @@ impl StateStore for MemoryState {
             row.outbox.retain(|_, p| !p.held);
         }
         Ok(held)
+    }
+
+    async fn forget_runs(&self, ended_before: Timestamp) -> Result<u64> {
+        let mut state = self.lock();
+        let before = state.runs.len();
+        state.runs.retain(|_, row| row.run.ended.is_none_or(|at| at >= ended_before));
+        let State { packs, runs, .. } = &mut *state;
+        packs.retain(|_, pack| pack.run.as_ref().is_none_or(|run| runs.contains_key(run)));
+        Ok((before - state.runs.len()) as u64)
     }
 }

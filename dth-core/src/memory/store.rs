@@ -265,7 +265,13 @@ impl Index for MemoryStore {
     }
 
     fn index_capability(&self) -> IndexCapability {
-        IndexCapability { order: ListOrder::Bytes, start_after: true, page_max: self.settings.page, etag: self.settings.etag }
+        IndexCapability {
+            order: ListOrder::Bytes,
+            start_after: true,
+            page_max: self.settings.page,
+            etag: self.settings.etag,
+            max_key: 1024,
+        }
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage> {
@@ -357,7 +363,6 @@ impl Sink for MemoryStore {
         SinkCapability {
             max_put: self.settings.max_put,
             max_object: u64::MAX,
-            max_key: 1024,
             multipart: self.settings.multipart,
             conditions: Conditions { publish: self.settings.conditions, delete: self.settings.conditions },
             verifies: self.settings.checksums,

@@ -163,8 +163,7 @@ impl Transfer {
     /// Dropping it at any await is safe: what was published is whole, and an upload under way is in the journal.
     pub async fn run(&self, job: &Job, journal: &mut Journal<'_>) -> Result<Ended> {
         let key = self.keys.to_destination(&job.key);
-        let max_key = self.sink.sink_capability().max_key;
-        if key.as_str().len() > max_key {
+        if !self.sink.carries(&key) {
             return Ok(self.skipped(journal, SkipReason::Unrepresentable, job.size.unwrap_or(0)));
         }
         match job.action {
@@ -243,14 +242,26 @@ impl Transfer {
         let whole = read.range == (0..size);
         let held_whole = whole && size <= self.settings.hold_max.min(self.sink.sink_capability().max_put);
         let streamed_whole = whole && !held_whole && self.streams_whole(&read.info, size);
-        if held_whole || streamed_whole {
+        let capability = self.sink.sink_capability();
+        let one_request = capability.multipart.is_none() && size <= capability.max_put;
+        if held_whole || streamed_whole || one_request {
             // T2: an upload of an earlier version is of no use to this one.
             self.drop_upload(job, journal).await?;
         }
         if held_whole {
             self.single(key, held, read, permit, journal).await
         } else if streamed_whole {
-            self.streamed(key, held, read, permit, journal).await
+            self.streamed(key, held, read, permit, None, journal).await
+        } else if !whole && one_request {
+            // All bytes go into one request; the first part has told the layout that the source's etag is made of.
+            let part_size = (options.range == ReadRange::FirstPart).then_some(range_len(&read));
+            let pinned = ReadOptions { if_match: read.info.entry.etag.clone(), ..ReadOptions::default() };
+            drop((read, permit));
+            match self.read(&job.key, &pinned).await {
+                Ok((read, permit)) => self.streamed(key, held, read, permit, part_size, journal).await,
+                Err(error) if error.kind() == ErrorKind::Precondition => Ok(Attempt::Changed),
+                Err(error) => self.unreadable(job, error, journal).await.map(|e| Attempt::Ended(Box::new(e))),
+            }
         } else {
             let parts = read.info.entry.etag.as_ref().and_then(ETag::part_count).unwrap_or(1);
             let layout_unknown = parts > 1 && options.range != ReadRange::FirstPart && self.source.source_capability().first_part;
@@ -274,10 +285,13 @@ impl Transfer {
         let size = job.size.unwrap_or(0);
         let parts = job.etag.as_ref().and_then(ETag::part_count).unwrap_or(1);
         let single = if parts > 1 { self.settings.hold_max } else { self.settings.single_max };
+        let in_parts = self.sink.sink_capability().multipart.is_some();
         if size <= single || !capability.ranged {
             ReadRange::Full
         } else if parts > 1 && capability.first_part {
             ReadRange::FirstPart
+        } else if !in_parts {
+            ReadRange::Full
         } else {
             ReadRange::Bytes(0..self.settings.part_size.min(size))
         }
@@ -510,6 +524,9 @@ impl Transfer {
             return Ok(PutOptions::default());
         }
         let mut options = PutOptions { attributes: info.attributes.clone(), ..PutOptions::default() };
+        for name in self.sink.not_carried(&info.attributes) {
+            journal.not_carried(&name);
+        }
         // A GET names the number of tags where there are some; a HEAD need not.
         if self.source.source_capability().tags && info.tag_count.map_or(from_head, |n| n > 0) {
             if self.sink.sink_capability().tags {
@@ -526,6 +543,10 @@ impl Transfer {
     fn name_of(&self, key: &ObjectKey) -> String {
         format!("{}/{key}", self.sink.name())
     }
+}
+
+fn range_len(read: &Read) -> u64 {
+    read.range.end - read.range.start
 }
 
 fn skip_reason(kind: ErrorKind) -> SkipReason {

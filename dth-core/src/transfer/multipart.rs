@@ -8,7 +8,7 @@ use super::{
     note,
     publish::Published,
     single::STREAM_WINDOW,
-    tee::tee,
+    tee::{Proof, tee},
 };
 use crate::{
     checksum::{Algorithm, Checksum},
@@ -391,7 +391,7 @@ impl Transfer {
             }
         };
         let _bytes = self.budget.acquire(STREAM_WINDOW.min(len)).await;
-        let (stream, seen) = tee(body, len, &layout.algorithms, self.bytes.clone());
+        let (stream, seen) = tee(body, len, &layout.algorithms, Proof::None, self.bytes.clone());
         let answer = {
             let sink = self.sink_permit().await;
             note(&sink, self.sink.put_part(key, upload, number, Body::Stream { len, stream }, None).await)

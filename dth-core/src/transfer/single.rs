@@ -2,16 +2,16 @@
 
 use super::{
     Attempt, Journal, Transfer,
-    check::{Expected, corrupt},
+    check::Expected,
     note,
     publish::Published,
-    tee::{gather, tee},
+    tee::{Proof, gather, tee},
 };
 use crate::{
     checksum::Algorithm,
     error::Result,
     limit::AdaptivePermit,
-    object::{ObjectInfo, ObjectKey},
+    object::{EtagKind, ObjectInfo, ObjectKey},
     sink::{Body, Condition},
     source::Read,
     state::Verified,
@@ -54,25 +54,31 @@ impl Transfer {
         single || (capability.multipart.is_none() && size <= capability.max_put)
     }
 
-    /// One GET streamed into one PUT, never held whole; the sink refuses bytes of another checksum.
+    /// One GET streamed into one PUT, never held whole. Where the sink does not verify the source's checksum itself, it gets
+    /// the last chunk only of the right bytes. `part_size` is that of the source's own parts, where it has some.
     pub(super) async fn streamed(
         &self,
         key: &ObjectKey,
         held: &Condition,
         read: Read,
         permit: AdaptivePermit,
+        part_size: Option<u64>,
         journal: &mut Journal<'_>,
     ) -> Result<Attempt> {
         let Read { info, range, body } = read;
         let size = range.end - range.start;
         let sum = self.known_sum(&info);
+        let (proof, verified) = match &sum {
+            Some(sum) => (Proof::None, Verified::Source(sum.algorithm)),
+            None => self.proof(&info, part_size.filter(|_| !journal.parity.is_hopeless())),
+        };
         let algorithms: &[Algorithm] = if sum.is_some() { &[] } else { &[Algorithm::Md5, Algorithm::Crc64Nvme] };
         let mut options = self.put_options(&info, journal, false).await?;
         options.condition = self.effective(held);
         options.checksum.clone_from(&sum);
         journal.still_ours(&self.settings.retry, &self.env).await?;
         let _bytes = self.budget.acquire(STREAM_WINDOW.min(size)).await;
-        let (stream, seen) = tee(body, size, algorithms, self.bytes.clone());
+        let (stream, seen) = tee(body, size, algorithms, proof, self.bytes.clone());
         let answer = {
             let sink = self.sink_permit().await;
             note(&sink, self.sink.put(key, Body::Stream { len: size, stream }, &options).await)
@@ -81,27 +87,33 @@ impl Transfer {
         let md5 = self.source_md5(&info).or_else(|| seen.sum(Algorithm::Md5));
         let checksum = info.checksum.clone().or_else(|| seen.sum(Algorithm::Crc64Nvme));
         let expected = Expected { size, etag: self.etag_from(md5.as_ref()), checksum };
-        let verified = match &sum {
-            Some(sum) => Verified::Source(sum.algorithm),
-            None => Verified::Transport(Algorithm::Crc64Nvme),
-        };
         let published = match answer {
-            Ok(written) => {
-                if let (Some(offered), Some(taken)) = (&info.checksum, seen.sum(Algorithm::Crc64Nvme))
-                    && offered.algorithm == taken.algorithm
-                    && *offered != taken
-                {
-                    return Err(corrupt(&info));
-                }
-                self.believe(key, &expected, written).await?
-            }
+            Ok(written) => self.believe(key, &expected, written).await?,
             Err(error) => match self.judge(key, &expected, &error).await? {
                 Some(published) => published,
+                None if let Some(made) = seen.wrong_etag() => {
+                    // Read wrong, or the source's parts are not equal in size: the same wrong etag twice tells.
+                    journal.parity.failed(Some(made));
+                    return Err(seen.broken().unwrap_or(error));
+                }
                 // The cause is what the source did, when it did something.
                 None => return Err(seen.broken().unwrap_or(error)),
             },
         };
         self.ended(key, &info, expected, verified, published, journal).await
+    }
+
+    /// The strongest thing that the source says of the whole object, and what it proves.
+    fn proof(&self, info: &ObjectInfo, part_size: Option<u64>) -> (Proof, Verified) {
+        let etag = info.entry.etag.as_ref().filter(|_| !info.opaque_etag && self.source.index_capability().etag == EtagKind::Md5);
+        if let Some(sum) = info.checksum.clone().or_else(|| self.source_md5(info)) {
+            let verified = Verified::Source(sum.algorithm);
+            return (Proof::sum(sum), verified);
+        }
+        match (etag.filter(|e| e.part_count().is_some()), part_size) {
+            (Some(etag), Some(part_size)) => (Proof::parts(etag.clone(), part_size), Verified::Source(Algorithm::Md5)),
+            _ => (Proof::None, Verified::Transport(Algorithm::Crc64Nvme)),
+        }
     }
 
     /// What a publication comes to for the job.

@@ -91,8 +91,9 @@ impl Inner {
         }
         let retry = self.settings.transfer.retry;
         let asked: Vec<_> = pack.jobs.iter().enumerate().map(|(i, j)| (j.key.clone(), pack.origin(i))).collect();
+        // Stores keep it as a signed number.
         let incarnation = self.env.random() >> 1;
-        let claim = retry.run(&*self.env, || self.state.claim(&pack.id, incarnation, &asked)).await?;
+        let claim = retry.run(&*self.env, || self.state.claim(&pack.id, pack.run.as_ref(), incarnation, &asked)).await?;
         let open: Vec<usize> = (0..pack.jobs.len()).filter(|i| !claim.ended[*i]).collect();
         if let ([_], []) = (pack.jobs.as_slice(), open.as_slice()) {
             return Ok(closing(claim.records[0].as_ref()));

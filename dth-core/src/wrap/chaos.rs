@@ -6,7 +6,7 @@ use crate::{
     env::{Env, random_below},
     error::{Error, ErrorKind, Op, Result, Retry},
     index::{Index, IndexCapability, ListPage, ListRequest},
-    object::{Entry, ObjectInfo, ObjectKey, Tags, VersionId},
+    object::{Attributes, Entry, ObjectInfo, ObjectKey, Tags, VersionId},
     queue::{DeadLetter, Delivery, Depth, Message, Queue, QueueCapability, Receipt},
     scope::TaskScope,
     sink::{Body, Condition, OpenUpload, Part, PutOptions, Sink, SinkCapability, UploadId, Written},
@@ -204,6 +204,9 @@ impl<T: Index + ?Sized> Index for Chaos<T> {
     fn index_capability(&self) -> IndexCapability {
         self.inner.index_capability()
     }
+    fn carries(&self, key: &ObjectKey) -> bool {
+        self.inner.carries(key)
+    }
     async fn list(&self, request: &ListRequest) -> Result<ListPage> {
         let request = request.clone();
         pass!(self, List, |inner| inner.list(&request))
@@ -274,6 +277,9 @@ impl<T: Source + ?Sized> Source for Chaos<T> {
 impl<T: Sink + ?Sized> Sink for Chaos<T> {
     fn sink_capability(&self) -> SinkCapability {
         self.inner.sink_capability()
+    }
+    fn not_carried(&self, attributes: &Attributes) -> Vec<String> {
+        self.inner.not_carried(attributes)
     }
     async fn put(&self, key: &ObjectKey, body: Body, options: &PutOptions) -> Result<Written> {
         let (key, options) = (key.clone(), options.clone());
@@ -403,9 +409,9 @@ impl<T: StateStore + ?Sized> StateStore for Chaos<T> {
         let query = query.clone();
         pass!(self, LoadState, |inner| inner.query(&query, max))
     }
-    async fn claim(&self, pack: &PackId, incarnation: u64, jobs: &[(ObjectKey, Option<Origin>)]) -> Result<Claim> {
-        let (pack, jobs) = (pack.clone(), jobs.to_vec());
-        pass!(self, SaveState, |inner| inner.claim(&pack, incarnation, &jobs))
+    async fn claim(&self, pack: &PackId, run: Option<&RunId>, incarnation: u64, jobs: &[(ObjectKey, Option<Origin>)]) -> Result<Claim> {
+        let (pack, run, jobs) = (pack.clone(), run.cloned(), jobs.to_vec());
+        pass!(self, SaveState, |inner| inner.claim(&pack, run.as_ref(), incarnation, &jobs))
     }
     async fn commit(&self, fence: &Fence, writes: &[RecordWrite]) -> Result<Committed> {
         let (fence, writes) = (fence.clone(), writes.to_vec());
@@ -453,5 +459,8 @@ impl<T: StateStore + ?Sized> StateStore for Chaos<T> {
     async fn release_held(&self, run: &RunId, go: bool) -> Result<u64> {
         let run = run.clone();
         pass!(self, SaveState, |inner| inner.release_held(&run, go))
+    }
+    async fn forget_runs(&self, ended_before: Timestamp) -> Result<u64> {
+        pass!(self, SaveState, |inner| inner.forget_runs(ended_before))
     }
 }

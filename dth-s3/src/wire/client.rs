@@ -8,7 +8,7 @@ use super::{
 use crate::{
     config::{Endpoint, S3Config},
     credentials::Identities,
-    error::from_answer,
+    error::{ErrorBody, from_answer},
 };
 use aws_sigv4::{
     http_request::{
@@ -33,7 +33,10 @@ use sha2::{Digest, Sha256};
 use std::{
     fmt,
     pin::Pin,
-    sync::atomic::{AtomicI64, Ordering::Relaxed},
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicI64, Ordering::Relaxed},
+    },
     task::{Context, Poll},
     time::{Duration, SystemTime},
 };
@@ -93,12 +96,19 @@ pub(crate) struct Answer {
     idle: Duration,
 }
 
+/// Where a bucket is.
+#[derive(Debug)]
+struct Place {
+    endpoint: Endpoint,
+    region: String,
+}
+
 /// The connection to one bucket.
 pub(crate) struct Wire {
     http: Http,
-    pub(crate) endpoint: Endpoint,
+    config: S3Config,
+    place: RwLock<Arc<Place>>,
     pub(crate) bucket: String,
-    region: String,
     identities: Identities,
     env: SharedEnv,
     requester_pays: bool,
@@ -109,24 +119,47 @@ pub(crate) struct Wire {
 
 impl fmt::Debug for Wire {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Wire").field("endpoint", &self.endpoint).finish_non_exhaustive()
+        f.debug_struct("Wire").field("place", &self.place()).finish_non_exhaustive()
     }
 }
 
 impl Wire {
     pub(crate) fn new(config: &S3Config, env: SharedEnv) -> Result<Self> {
         let connect = Duration::from_secs(config.connect_timeout_seconds.unwrap_or(10));
+        let region = config.region().to_owned();
         Ok(Self {
-            http: client(config.ca_file.as_deref(), connect)?,
-            endpoint: config.endpoint()?,
+            http: client(config.ca_file.as_deref(), &config.proxy, connect)?,
+            place: RwLock::new(Arc::new(Place { endpoint: config.endpoint(&region)?, region })),
+            config: config.clone(),
             bucket: config.bucket.clone(),
-            region: config.region().to_owned(),
             identities: Identities::new(config.credentials.clone(), config.region(), SharedEnv::clone(&env)),
             env,
             requester_pays: config.requester_pays,
             idle: Duration::from_secs(config.idle_timeout_seconds.unwrap_or(60)),
             skew: AtomicI64::new(0),
         })
+    }
+
+    fn place(&self) -> Arc<Place> {
+        Arc::clone(&self.place.read().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    /// The store without the bucket: two of the same can copy between themselves.
+    pub(crate) fn store(&self) -> String {
+        self.place().endpoint.store.clone()
+    }
+
+    /// Goes where the store says that the bucket is, when no region was set.
+    fn follow(&self, from: &Place, status: StatusCode, headers: &HeaderMap, body: &ErrorBody) -> Result<bool> {
+        let named = headers.get("x-amz-bucket-region").and_then(|v| v.to_str().ok()).or(body.region.as_deref());
+        let Some(region) = named.filter(|r| self.config.finds_region() && *r != from.region) else { return Ok(false) };
+        if !status.is_redirection() && !status.is_client_error() {
+            return Ok(false);
+        }
+        let place = Place { endpoint: self.config.endpoint(region)?, region: region.to_owned() };
+        tracing::debug!(bucket = self.bucket, region, "the bucket is in another region");
+        *self.place.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(place);
+        Ok(true)
     }
 
     /// What errors call a key.
@@ -138,9 +171,8 @@ impl Wire {
     pub(crate) async fn send(&self, request: Request<'_>) -> Result<Answer> {
         let Request { op, method, key, query, mut headers, body } = request;
         let target = self.target(key);
-        let path = format!("{}/{}", self.endpoint.path, key.map(|k| uri::path(k.as_str())).unwrap_or_default());
-        let path = if query.is_empty() { path } else { format!("{path}?{}", uri::query(&query)) };
-        headers.insert("host", HeaderValue::from_str(&self.endpoint.host).map_err(|e| invalid(op, &target, e))?);
+        let behind = key.map(|k| uri::path(k.as_str())).unwrap_or_default();
+        let behind = if query.is_empty() { behind } else { format!("{behind}?{}", uri::query(&query)) };
         if self.requester_pays {
             headers.insert("x-amz-request-payer", HeaderValue::from_static("requester"));
         }
@@ -164,7 +196,9 @@ impl Wire {
         loop {
             let body = next.take().unwrap_or(RequestBody::Empty);
             let used_skew = self.skew.load(Relaxed);
-            let sent = self.once(op, &method, &target, &path, &headers, body, len, hash.as_deref()).await?;
+            let place = self.place();
+            headers.insert("host", HeaderValue::from_str(&place.endpoint.host).map_err(|e| invalid(op, &target, e))?);
+            let sent = self.once(op, &method, &target, &place, &behind, &headers, body, len, hash.as_deref()).await?;
             if sent.status.is_success() {
                 return Ok(sent);
             }
@@ -181,6 +215,7 @@ impl Wire {
                 ErrorKind::Denied if op == Op::Head => self.learn_clock(&answered, used_skew),
                 _ => false,
             };
+            let renewed = renewed || self.follow(&place, status, &answered, &parsed)?;
             if renewed && !again {
                 // The body is gone; the engine reads it anew.
                 return Err(error.with_retry(Retry::Backoff));
@@ -202,29 +237,34 @@ impl Wire {
         op: Op,
         method: &Method,
         target: &str,
-        path: &str,
+        place: &Place,
+        behind: &str,
         headers: &HeaderMap,
         body: RequestBody,
         len: u64,
         hash: Option<&str>,
     ) -> Result<Answer> {
-        let mut builder = http::Request::builder().method(method).uri(format!("{}{path}", self.endpoint.base));
+        let path = format!("{}/{behind}", place.endpoint.path);
+        let mut builder = http::Request::builder().method(method).uri(format!("{}{path}", place.endpoint.base));
         let out = builder.headers_mut().ok_or_else(|| invalid(op, target, "the request line is too long"))?;
         out.clone_from(headers);
         if let Some(identity) = self.identities.current().await? {
-            self.sign(op, target, &identity, method, path, out, hash)?;
+            self.sign(op, target, &identity, method, (&path, &place.region), out, hash)?;
         }
         if method == Method::PUT || method == Method::POST {
             // hyper leaves it out for an empty body, and S3 answers 411.
             out.insert("content-length", HeaderValue::from(len));
         }
-        let request = builder.body(into_http(body)).map_err(|e| invalid(op, target, e))?;
+        let mut request = builder.body(into_http(body)).map_err(|e| invalid(op, target, e))?;
+        if let Some(login) = self.http.proxy_authorization(request.uri()) {
+            request.headers_mut().insert("proxy-authorization", login);
+        }
         let patience = self.idle + Duration::from_secs(len / SLOWEST);
         metrics::counter!("dth_s3_requests_total", "op" => op_name(op)).increment(1);
         let lost = |sent: bool| {
             Error::new(ErrorKind::Unavailable, op, target).with_maybe_applied(sent && method != Method::GET && method != Method::HEAD)
         };
-        match tokio::time::timeout(patience, self.http.request(request)).await {
+        match tokio::time::timeout(patience, self.http.pool.request(request)).await {
             Ok(Ok(answer)) => {
                 let (parts, body) = answer.into_parts();
                 Ok(Answer { status: parts.status, headers: parts.headers, body, op, target: target.to_owned(), idle: self.idle })
@@ -240,7 +280,7 @@ impl Wire {
         target: &str,
         identity: &Identity,
         method: &Method,
-        path: &str,
+        (path, region): (&str, &str),
         headers: &mut HeaderMap,
         hash: Option<&str>,
     ) -> Result<()> {
@@ -252,7 +292,7 @@ impl Wire {
         settings.percent_encoding_mode = PercentEncodingMode::Single;
         settings.uri_path_normalization_mode = UriPathNormalizationMode::Disabled;
         settings.payload_checksum_kind = PayloadChecksumKind::XAmzSha256;
-        let params = v4::SigningParams::builder().identity(identity).region(&self.region).name("s3").time(time).settings(settings);
+        let params = v4::SigningParams::builder().identity(identity).region(region).name("s3").time(time).settings(settings);
         let params = params.build().map_err(|e| invalid(op, target, e))?.into();
         let mut signed = Vec::with_capacity(headers.len());
         for (name, value) in headers.iter() {

@@ -1,12 +1,20 @@
-//! One HTTP client: hyper over rustls, with the system's certificates and our own.
+//! One HTTP client: hyper over rustls, with the system's certificates and our own, through a proxy where one is set.
 
+use crate::config::Proxy;
 use bytes::Bytes;
 use dth_core::error::{Error, ErrorKind, Op, Result};
+use http::HeaderValue;
 use http_body_util::combinators::UnsyncBoxBody;
-use hyper_rustls::HttpsConnector;
+use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::{TokioExecutor, TokioTimer},
+    client::{
+        legacy::{
+            Client,
+            connect::{Connected, Connection, HttpConnector, proxy::Tunnel},
+        },
+        proxy::matcher::Matcher,
+    },
+    rt::{TokioExecutor, TokioIo, TokioTimer},
 };
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use std::{
@@ -20,24 +28,146 @@ use tower_service::Service;
 
 pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub(super) type HttpBody = UnsyncBoxBody<Bytes, BoxError>;
-pub(super) type Http = Client<Deadline<HttpsConnector<HttpConnector>>, HttpBody>;
+type Pool = Client<Deadline<HttpsConnector<Proxied>>, HttpBody>;
+
+/// The client, and what it must know of its proxy.
+#[derive(Clone)]
+pub(super) struct Http {
+    pub(super) pool: Pool,
+    proxies: Arc<Matcher>,
+}
+
+impl Http {
+    /// What a proxy wants to see on each request that it forwards; a tunnel is authorized when it is opened.
+    pub(super) fn proxy_authorization(&self, to: &http::Uri) -> Option<HeaderValue> {
+        if to.scheme_str() != Some("http") {
+            return None;
+        }
+        self.proxies.intercept(to)?.basic_auth().cloned()
+    }
+}
 
 /// A client that trusts the system's certificates and those of `ca_file`.
-pub(super) fn client(ca_file: Option<&str>, connect_timeout: Duration) -> Result<Http> {
+pub(super) fn client(ca_file: Option<&str>, proxy: &Proxy, connect_timeout: Duration) -> Result<Http> {
     let invalid = |why: BoxError| Error::new(ErrorKind::Invalid, Op::Configure, "TLS").with_source(why);
     let tls = tls(ca_file).map_err(invalid)?;
+    let proxies = Arc::new(matcher(proxy)?);
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_keepalive(Some(Duration::from_secs(60)));
-    let https = hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(tcp);
-    Ok(Client::builder(TokioExecutor::new())
+    let over_tls = |tls| hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
+    let proxied = Proxied { to_proxy: over_tls(tls.clone()).wrap_connector(tcp.clone()), tcp, proxies: Arc::clone(&proxies) };
+    let https = over_tls(tls).wrap_connector(proxied);
+    let pool = Client::builder(TokioExecutor::new())
         // Without a timer the idle timeout has no effect.
         .pool_timer(TokioTimer::new())
         // Below the 60 s and more at which servers close.
         .pool_idle_timeout(Duration::from_secs(20))
         .set_host(false)
-        .build(Deadline { inner: https, time: connect_timeout }))
+        .build(Deadline { inner: https, time: connect_timeout });
+    Ok(Http { pool, proxies })
+}
+
+fn matcher(proxy: &Proxy) -> Result<Matcher> {
+    let (url, user, password, no_proxy) = match proxy {
+        Proxy::Environment => return Ok(Matcher::from_env()),
+        Proxy::None => return Ok(Matcher::builder().build()),
+        Proxy::Url { url, user, password, no_proxy } => (url, user, password, no_proxy),
+    };
+    let invalid = |why: String| Error::new(ErrorKind::Invalid, Op::Configure, "proxy.url").with_source(why);
+    let uri: http::Uri = url.parse().map_err(|e| invalid(format!("`{url}`: {e}")))?;
+    let (Some(scheme @ ("http" | "https")), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+        return Err(invalid(format!("`{url}` is not of the form http(s)://host:port")));
+    };
+    if authority.as_str().contains('@') {
+        return Err(invalid("user and password belong into `proxy.user` and `proxy.password`".into()));
+    }
+    let encode = |text: &str| super::uri::query(&[("", text.to_owned())])[1..].to_owned();
+    let login = user.as_ref().map(|user| format!("{}:{}@", encode(user), encode(password.as_ref().map_or("", |p| p.expose()))));
+    let all = format!("{scheme}://{}{authority}", login.unwrap_or_default());
+    let builder = Matcher::builder().all(all);
+    Ok(match no_proxy {
+        Some(hosts) => builder.no(hosts.clone()).build(),
+        None => builder.build(),
+    })
+}
+
+type Connecting<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
+
+/// Connects directly, or to a proxy, as the destination wants it.
+#[derive(Clone)]
+pub(super) struct Proxied {
+    tcp: HttpConnector,
+    to_proxy: HttpsConnector<HttpConnector>,
+    proxies: Arc<Matcher>,
+}
+
+/// A connection; over a forwarding proxy, requests name the whole URL.
+pub(super) struct MaybeProxied {
+    io: MaybeHttpsStream<TokioIo<tokio::net::TcpStream>>,
+    forwarded: bool,
+}
+
+impl Service<http::Uri> for Proxied {
+    type Response = MaybeProxied;
+    type Error = BoxError;
+    type Future = Connecting<MaybeProxied>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.tcp.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, to: http::Uri) -> Self::Future {
+        let Some(proxy) = self.proxies.intercept(&to) else {
+            let connecting = self.tcp.call(to);
+            return Box::pin(async move { Ok(MaybeProxied { io: MaybeHttpsStream::Http(connecting.await?), forwarded: false }) });
+        };
+        if !matches!(proxy.uri().scheme_str(), Some("http" | "https")) {
+            return Box::pin(async { Err("only http and https proxies are supported".into()) });
+        }
+        if to.scheme_str() == Some("https") {
+            let mut tunnel = Tunnel::new(proxy.uri().clone(), self.to_proxy.clone());
+            if let Some(login) = proxy.basic_auth() {
+                tunnel = tunnel.with_auth(login.clone());
+            }
+            let connecting = tunnel.call(to);
+            Box::pin(async move { Ok(MaybeProxied { io: connecting.await?, forwarded: false }) })
+        } else {
+            let connecting = self.to_proxy.call(proxy.uri().clone());
+            Box::pin(async move { Ok(MaybeProxied { io: connecting.await?, forwarded: true }) })
+        }
+    }
+}
+
+impl Connection for MaybeProxied {
+    fn connected(&self) -> Connected {
+        self.io.connected().proxy(self.forwarded)
+    }
+}
+
+impl hyper::rt::Read for MaybeProxied {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: hyper::rt::ReadBufCursor<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buffer)
+    }
+}
+
+impl hyper::rt::Write for MaybeProxied {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, all: &[std::io::IoSlice<'_>]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, all)
+    }
 }
 
 fn tls(ca_file: Option<&str>) -> Result<rustls::ClientConfig, BoxError> {
@@ -76,7 +206,7 @@ where
 {
     type Response = C::Response;
     type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<C::Response, BoxError>> + Send>>;
+    type Future = Connecting<C::Response>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.inner.poll_ready(cx).map_err(Into::into)

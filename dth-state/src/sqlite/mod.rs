@@ -23,7 +23,16 @@ use std::{
 use tokio::sync::Notify;
 
 /// Version of the tables, in `PRAGMA user_version`.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
+
+/// What brings a file of each older version to the next one; a file is brought up when it is opened.
+const MIGRATIONS: [(i64, &str); 1] = [(
+    1,
+    "ALTER TABLE pack ADD COLUMN run TEXT;
+     CREATE INDEX pack_run ON pack (run);
+     DROP INDEX message_visible;
+     CREATE INDEX message_visible ON message (visible_at, id, leased);",
+)];
 
 /// How long a writer waits for another process.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -163,8 +172,13 @@ fn migrate(connection: &mut Connection) -> Result<(), Migration> {
             transaction.execute_batch(include_str!("schema.sql"))?;
             transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
         }
-        SCHEMA_VERSION => {}
-        newer => return Err(Migration::Newer(newer)),
+        newer if newer > SCHEMA_VERSION => return Err(Migration::Newer(newer)),
+        found => {
+            for (_, step) in MIGRATIONS.iter().filter(|(from, _)| *from >= found) {
+                transaction.execute_batch(step)?;
+            }
+            transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+        }
     }
     transaction.commit()?;
     Ok(())

@@ -153,13 +153,13 @@ impl Queue for Sqlite {
     async fn depth(&self) -> Result<Depth> {
         let now = self.now();
         self.read(Op::Depth, move |t| {
-            let count = |sql: &str| t.prepare_cached(sql)?.query_row([now], |row| row.get::<_, i64>(0)).map(|n| n as u64);
-            Ok(Depth {
-                ready: count("SELECT count(*) FROM message WHERE visible_at <= ?1")?,
-                leased: count("SELECT count(*) FROM message WHERE visible_at > ?1 AND leased = 1")?,
-                delayed: count("SELECT count(*) FROM message WHERE visible_at > ?1 AND leased = 0")?,
-                dead: count("SELECT count(*) FROM dead_letter WHERE given_up_at <= ?1 + 1000000000")?,
-            })
+            let messages = "SELECT count(*) FILTER (WHERE visible_at <= ?1), count(*) FILTER (WHERE visible_at > ?1 AND leased = 1),
+                            count(*) FILTER (WHERE visible_at > ?1 AND leased = 0) FROM message";
+            let number = |row: &rusqlite::Row<'_>, i| row.get::<_, i64>(i).map(|n| n as u64);
+            let (ready, leased, delayed) =
+                t.prepare_cached(messages)?.query_row([now], |row| Ok((number(row, 0)?, number(row, 1)?, number(row, 2)?)))?;
+            let dead = t.prepare_cached("SELECT count(*) FROM dead_letter")?.query_row([], |row| number(row, 0))?;
+            Ok(Depth { ready, leased, delayed, dead })
         })
         .await
     }

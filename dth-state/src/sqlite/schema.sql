@@ -7,7 +7,8 @@ CREATE TABLE message (
   leased INTEGER NOT NULL DEFAULT 0,
   receives INTEGER NOT NULL DEFAULT 0
 ) STRICT;
-CREATE INDEX message_visible ON message (visible_at);
+-- Covers counting: the bodies are long.
+CREATE INDEX message_visible ON message (visible_at, id, leased);
 
 CREATE TABLE dead_letter (
   id INTEGER PRIMARY KEY,
@@ -41,10 +42,12 @@ CREATE TABLE part (
 
 CREATE TABLE pack (
   id TEXT PRIMARY KEY,
+  run TEXT, -- with which it is forgotten; none for an event's
   incarnation INTEGER NOT NULL,
   epoch INTEGER NOT NULL,
   ended BLOB NOT NULL -- a bit for each job that has been counted
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX pack_run ON pack (run);
 
 CREATE TABLE run (
   id TEXT PRIMARY KEY,

@@ -256,16 +256,18 @@ impl StateStore for Sqlite {
         .await
     }
 
-    async fn claim(&self, pack: &PackId, incarnation: u64, jobs: &[(ObjectKey, Option<Origin>)]) -> Result<Claim> {
-        let (pack, jobs) = (pack.clone(), jobs.to_vec());
+    async fn claim(&self, pack: &PackId, run: Option<&RunId>, incarnation: u64, jobs: &[(ObjectKey, Option<Origin>)]) -> Result<Claim> {
+        let (pack, run, jobs) = (pack.clone(), run.cloned(), jobs.to_vec());
         self.write(Op::SaveState, move |t| {
             let (incarnation, epoch): (i64, i64) = t
                 .prepare_cached(
-                    "INSERT INTO pack (id, incarnation, epoch, ended) VALUES (?1, ?2, 1, x'')
+                    "INSERT INTO pack (id, run, incarnation, epoch, ended) VALUES (?1, ?3, ?2, 1, x'')
                      ON CONFLICT (id) DO UPDATE SET epoch = epoch + 1, incarnation = iif(epoch = 0, excluded.incarnation, incarnation)
                      RETURNING incarnation, epoch",
                 )?
-                .query_row(params![pack.as_str(), (incarnation >> 1) as i64], |row| Ok((row.get(0)?, row.get(1)?)))?;
+                .query_row(params![pack.as_str(), incarnation as i64, run.as_ref().map(RunId::as_str)], |row| {
+                    Ok((row.get(0)?, row.get(1)?))
+                })?;
             let fence = Fence { pack, incarnation: incarnation as u64, epoch: epoch as u64 };
             let ended = jobs.iter().map(|(_, origin)| has_ended(t, origin.as_ref())).collect::<Result<_, _>>()?;
             let records = jobs.iter().map(|(key, _)| load(t, key)).collect::<Result<_, _>>()?;
@@ -477,6 +479,18 @@ impl StateStore for Sqlite {
                 "DELETE FROM outbox WHERE run = ?1 AND held = 1"
             };
             Ok(t.prepare_cached(sql)?.execute([run.as_str()])? as u64)
+        })
+        .await
+    }
+
+    async fn forget_runs(&self, ended_before: Timestamp) -> Result<u64> {
+        self.write(Op::SaveState, move |t| {
+            let runs = "(SELECT id FROM run WHERE ended < ?1)";
+            let before = ended_before.as_millisecond();
+            for table in ["pack", "shard", "outcome", "outbox"] {
+                t.execute(&format!("DELETE FROM {table} WHERE run IN {runs}"), [before])?;
+            }
+            Ok(t.execute("DELETE FROM run WHERE ended < ?1", [before])? as u64)
         })
         .await
     }

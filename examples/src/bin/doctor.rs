@@ -5,11 +5,11 @@
 use clap::Parser;
 use dth_core::{
     error::{Error, Result},
-    index::{Index, ListRequest},
+    index::ListRequest,
     key_map::KeyMap,
     object::ObjectKey,
-    sink::{Body, Condition, PutOptions, Sink},
-    source::{ReadOptions, Source},
+    sink::{Body, Condition, PutOptions},
+    source::ReadOptions,
 };
 use dth_examples::Settings;
 use std::{path::PathBuf, process::ExitCode};

@@ -4,7 +4,6 @@
 
 use clap::Parser;
 use dth_core::{
-    index::Index,
     key_map::KeyMap,
     object::{ObjectInfo, ObjectKey},
     state::StateStore,

@@ -38,7 +38,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         state: Some(folder.path().join("state.db")),
         ..Settings::default()
     };
-    let (source, sink) = (settings.source()?, settings.sink()?);
+    let (source, sink) = (settings.source_bucket()?, settings.destination_bucket()?);
     source.create_bucket().await?;
     sink.create_bucket().await?;
     println!("two S3 servers: {} and {}", from.endpoint, to.endpoint);

@@ -54,7 +54,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     let mut result = Verification::default();
     for (number, line) in BufReader::new(std::fs::File::open(&path)?).lines().enumerate() {
         let line: Line = serde_json::from_str(&line?).with_context(|| format!("{} line {}", path.display(), number + 1))?;
-        manifest::verify(&line, &source, &sink, &mut result).await?;
+        manifest::verify(&line, &*source, &*sink, &mut result).await?;
     }
     println!(
         "{} checked: {} as recorded on both sides, {} changed at the source since, {} wrong at the destination",

@@ -48,7 +48,7 @@ pub(crate) async fn pair(from: Server, to: Server) -> Pair {
         state: Some(folder.path().join("state.db")),
         ..Settings::default()
     };
-    let (source, sink) = (settings.source().unwrap(), settings.sink().unwrap());
+    let (source, sink) = (settings.source_bucket().unwrap(), settings.destination_bucket().unwrap());
     source.create_bucket().await.unwrap();
     sink.create_bucket().await.unwrap();
     Pair { settings, source, sink, folder, servers: (from, to) }

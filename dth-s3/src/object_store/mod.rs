@@ -1,0 +1,408 @@
+//! Any `object_store::ObjectStore` as source and sink, and local directories by the same crate's `LocalFileSystem`.
+//!
+//! Its paths cannot hold every key (`a//b`, `/lead`, `dir/`, `..`, control characters): such keys are refused by name,
+//! never changed.
+
+mod local;
+mod walk;
+
+pub use local::LocalDirectory;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use dth_core::{
+    checksum::{Algorithm, Checksum, Digester},
+    error::{Error, ErrorKind, Op, Result},
+    index::{Index, IndexCapability, ListOrder, ListPage, ListRequest},
+    object::{Attributes, ETag, Entry, EtagKind, ObjectInfo, ObjectKey, VersionId},
+    sink::{Body, Condition, Conditions, PutOptions, Sink, SinkCapability, Written},
+    source::{Read, ReadOptions, ReadRange, Source, SourceCapability},
+};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use object_store::{
+    Attribute, AttributeValue, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMultipartOptions, PutPayload, path::Path,
+};
+use std::{borrow::Cow, fmt, sync::Arc};
+use walk::{Folders, Item, Walker};
+
+/// Bytes that are handed to the store at once when a body is streamed; the least that S3 takes as a part is 5 MiB.
+const CHUNK: usize = 8 << 20;
+/// Entries of a page.
+const PAGE: u32 = 1000;
+/// Checksums that are verified here, before the store is told to make the object visible.
+const VERIFIES: &[Algorithm] = &[Algorithm::Md5, Algorithm::Crc64Nvme, Algorithm::Crc32c, Algorithm::Sha256];
+
+/// Any `object_store::ObjectStore` as source and sink.
+///
+/// - Listings are walked folder by folder, in byte order; memory for the names of the folders on the way.
+/// - Reads are pinned by the etag of each answer. Checksums given to a write are verified before it becomes visible.
+/// - Writes are not conditional: the engine looks at the destination afterwards where that matters.
+/// - `Expires`, website redirects and metadata that is no text are noted as not carried.
+#[derive(Clone)]
+pub struct ObjectStoreAdapter {
+    store: Arc<dyn ObjectStore>,
+    name: Arc<str>,
+    walker: Arc<Walker>,
+}
+
+impl fmt::Debug for ObjectStoreAdapter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ObjectStoreAdapter({})", self.name)
+    }
+}
+
+impl ObjectStoreAdapter {
+    /// Wraps a store; `name` is for reports and errors. The store should not retry by itself: the engine does.
+    pub fn new(store: Arc<dyn ObjectStore>, name: impl Into<Arc<str>>) -> Self {
+        let name = name.into();
+        let folders = StoreFolders { store: Arc::clone(&store), name: Arc::clone(&name) };
+        Self::with_folders(store, name, Arc::new(folders))
+    }
+
+    fn with_folders(store: Arc<dyn ObjectStore>, name: Arc<str>, folders: Arc<dyn Folders>) -> Self {
+        Self { store, name, walker: Arc::new(Walker::new(folders)) }
+    }
+
+    fn target(&self, key: &ObjectKey) -> String {
+        format!("{}/{key}", self.name)
+    }
+
+    /// The path of a key. `Unrepresentable` for a key that a path cannot hold byte by byte.
+    fn path(&self, key: &ObjectKey, op: Op) -> Result<Path> {
+        exact_path(key.as_str()).ok_or_else(|| {
+            Error::new(ErrorKind::Unrepresentable, op, self.target(key))
+                .with_source("a path cannot hold this key (empty, `.` or `..` segments, control characters, a slash at an end)")
+        })
+    }
+
+    /// Writes a body under a path, checked; nothing is visible before all of it has the checksum.
+    async fn write(&self, key: &ObjectKey, path: &Path, body: Body, options: &PutOptions) -> Result<Written> {
+        let failed = |e| classify(Op::Put, self.target(key), e);
+        let mut digester = options.checksum.as_ref().map(|c| Digester::new(c.algorithm));
+        let attributes = to_attributes(&options.attributes);
+        let written = match body {
+            Body::Bytes(chunks) => {
+                if let Some(digester) = &mut digester {
+                    for chunk in &chunks {
+                        digester.update(chunk);
+                    }
+                }
+                self.judge(key, digester, options.checksum.as_ref())?;
+                let put = object_store::PutOptions { attributes, ..object_store::PutOptions::default() };
+                self.store.put_opts(path, PutPayload::from_iter(chunks), put).await.map_err(failed)?
+            }
+            Body::Stream { len, mut stream } => {
+                let begin = PutMultipartOptions { attributes, ..PutMultipartOptions::default() };
+                let mut upload = self.store.put_multipart_opts(path, begin).await.map_err(failed)?;
+                let filled = async {
+                    let (mut at, mut held, mut chunks) = (0, 0, Vec::new());
+                    while let Some(chunk) = stream.next().await {
+                        let chunk: Bytes = chunk?;
+                        at += chunk.len() as u64;
+                        held += chunk.len();
+                        if let Some(digester) = &mut digester {
+                            digester.update(&chunk);
+                        }
+                        chunks.push(chunk);
+                        if held >= CHUNK {
+                            held = 0;
+                            upload.put_part(std::mem::take(&mut chunks).into_iter().collect()).await.map_err(failed)?;
+                        }
+                    }
+                    if at != len {
+                        let error = Error::new(ErrorKind::Unavailable, Op::Put, self.target(key));
+                        return Err(error.with_source(format!("the body ended after {at} of {len} bytes")));
+                    }
+                    if held > 0 || len == 0 {
+                        upload.put_part(chunks.into_iter().collect()).await.map_err(failed)?;
+                    }
+                    self.judge(key, digester.take(), options.checksum.as_ref())
+                };
+                if let Err(error) = filled.await {
+                    // What is left of it is invisible; the error that matters is the first one.
+                    let _ = upload.abort().await;
+                    return Err(error);
+                }
+                upload.complete().await.map_err(failed)?
+            }
+        };
+        Ok(Written {
+            etag: written.e_tag.as_deref().map(ETag::new),
+            version: written.version.map(VersionId::new),
+            opaque_etag: true,
+            checksum: None,
+        })
+    }
+
+    fn judge(&self, key: &ObjectKey, digester: Option<Digester>, expected: Option<&Checksum>) -> Result<()> {
+        match (digester.map(Digester::finish), expected) {
+            (Some(taken), Some(expected)) if taken != *expected => Err(Error::new(ErrorKind::Corrupt, Op::Put, self.target(key))
+                .with_source(format!("the bytes have {taken}, {expected} was announced"))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The path that is this key, if there is one.
+fn exact_path(key: &str) -> Option<Path> {
+    Path::parse(key).ok().filter(|path| !key.is_empty() && path.as_ref() == key)
+}
+
+#[async_trait]
+impl Index for ObjectStoreAdapter {
+    fn name(&self) -> String {
+        self.name.to_string()
+    }
+
+    fn index_capability(&self) -> IndexCapability {
+        IndexCapability { order: ListOrder::Bytes, start_after: true, page_max: PAGE, etag: EtagKind::Opaque, max_key: 1024 }
+    }
+
+    fn carries(&self, key: &ObjectKey) -> bool {
+        key.as_str().len() <= self.index_capability().max_key && exact_path(key.as_str()).is_some()
+    }
+
+    async fn list(&self, request: &ListRequest) -> Result<ListPage> {
+        self.walker.page(request, PAGE as usize).await
+    }
+
+    async fn head(&self, key: &ObjectKey, version: Option<&VersionId>) -> Result<ObjectInfo> {
+        let path = self.path(key, Op::Head)?;
+        let get = GetOptions { head: true, version: version.map(|v| v.as_str().to_owned()), ..GetOptions::default() };
+        let found = self.store.get_opts(&path, get).await.map_err(|e| classify(Op::Head, self.target(key), e))?;
+        Ok(info(key, &found.meta, &found.attributes))
+    }
+}
+
+#[async_trait]
+impl Source for ObjectStoreAdapter {
+    fn source_capability(&self) -> SourceCapability {
+        SourceCapability { conditional_read: false, ranged: true, first_part: false, checksums: &[], tags: false, children: false }
+    }
+
+    async fn read(&self, key: &ObjectKey, options: &ReadOptions) -> Result<Read> {
+        let path = self.path(key, Op::Read)?;
+        let mut get = GetOptions { version: options.version.as_ref().map(|v| v.as_str().to_owned()), ..GetOptions::default() };
+        if let ReadRange::Bytes(range) = &options.range {
+            get.range = Some(GetRange::Bounded(range.clone()));
+        }
+        let result = match self.store.get_opts(&path, get).await {
+            Ok(result) => result,
+            Err(error) => {
+                let error = classify(Op::Read, self.target(key), error);
+                // A range past the end has no kind of its own there.
+                if let ReadRange::Bytes(range) = &options.range
+                    && error.kind() == ErrorKind::Unavailable
+                    && self.head(key, None).await.is_ok_and(|now| now.entry.size < Some(range.end))
+                {
+                    return Err(Error::new(ErrorKind::Corrupt, Op::Read, self.target(key)).with_source("the object is shorter than that"));
+                }
+                return Err(error);
+            }
+        };
+        let info = info(key, &result.meta, &result.attributes);
+        if options.if_match.is_some() && options.if_match != info.entry.etag {
+            return Err(Error::new(ErrorKind::Precondition, Op::Read, self.target(key)));
+        }
+        let range = result.range.clone();
+        let asked = match &options.range {
+            ReadRange::Bytes(range) => range.clone(),
+            ReadRange::Full | ReadRange::FirstPart => 0..result.meta.size,
+        };
+        if range != asked {
+            let error = Error::new(ErrorKind::Corrupt, Op::Read, self.target(key));
+            return Err(error.with_source(format!("bytes {range:?} for {asked:?}")));
+        }
+        let target = self.target(key);
+        let body = result.into_stream().map_err(move |e| classify(Op::Read, target.clone(), e)).boxed();
+        Ok(Read { info, range, body })
+    }
+}
+
+#[async_trait]
+impl Sink for ObjectStoreAdapter {
+    fn sink_capability(&self) -> SinkCapability {
+        SinkCapability {
+            max_put: i64::MAX as u64,
+            max_object: i64::MAX as u64,
+            multipart: None,
+            conditions: Conditions { publish: false, delete: false },
+            verifies: VERIFIES,
+            tags: false,
+            tags_follow: false,
+            max_copy: None,
+        }
+    }
+
+    fn not_carried(&self, attributes: &Attributes) -> Vec<String> {
+        let text = |name: &str| attributes.user.get(name).is_some_and(|v| std::str::from_utf8(v).is_ok());
+        let lost = |name: &String| match name.as_str() {
+            "expires" | "website-redirect" => true,
+            name => name.strip_prefix("metadata ").is_some_and(|name| !text(name)),
+        };
+        attributes.names().into_iter().filter(lost).collect()
+    }
+
+    async fn put(&self, key: &ObjectKey, body: Body, options: &PutOptions) -> Result<Written> {
+        let path = self.path(key, Op::Put)?;
+        self.write(key, &path, body, options).await
+    }
+
+    async fn delete(&self, key: &ObjectKey, _condition: &Condition) -> Result<()> {
+        let path = self.path(key, Op::Delete)?;
+        match self.store.delete(&path).await.map_err(|e| classify(Op::Delete, self.target(key), e)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            done => done,
+        }
+    }
+}
+
+fn entry(key: ObjectKey, meta: &ObjectMeta) -> Entry {
+    Entry {
+        key,
+        size: Some(meta.size),
+        etag: meta.e_tag.as_deref().map(ETag::new),
+        modified: jiff::Timestamp::from_microsecond(meta.last_modified.timestamp_micros()).ok(),
+        version: meta.version.clone().map(VersionId::new),
+        storage_class: None,
+    }
+}
+
+fn info(key: &ObjectKey, meta: &ObjectMeta, attributes: &object_store::Attributes) -> ObjectInfo {
+    let mut info = ObjectInfo::of(entry(key.clone(), meta));
+    let a = &mut info.attributes;
+    for (name, value) in attributes {
+        let text = || Some(value.as_ref().to_owned());
+        match name {
+            Attribute::ContentDisposition => a.content_disposition = text(),
+            Attribute::ContentEncoding => a.content_encoding = text(),
+            Attribute::ContentLanguage => a.content_language = text(),
+            Attribute::ContentType => a.content_type = text(),
+            Attribute::CacheControl => a.cache_control = text(),
+            Attribute::Metadata(name) => {
+                a.user.insert(name.to_string(), Bytes::copy_from_slice(value.as_ref().as_bytes()));
+            }
+            _ => {}
+        }
+    }
+    info.opaque_etag = true;
+    info
+}
+
+fn to_attributes(attributes: &Attributes) -> object_store::Attributes {
+    let a = attributes;
+    let mut all = object_store::Attributes::new();
+    let plain = [
+        (Attribute::ContentDisposition, &a.content_disposition),
+        (Attribute::ContentEncoding, &a.content_encoding),
+        (Attribute::ContentLanguage, &a.content_language),
+        (Attribute::ContentType, &a.content_type),
+        (Attribute::CacheControl, &a.cache_control),
+    ];
+    for (name, value) in plain {
+        if let Some(value) = value {
+            all.insert(name, AttributeValue::from(value.clone()));
+        }
+    }
+    for (name, value) in &a.user {
+        if let Ok(text) = std::str::from_utf8(value) {
+            all.insert(Attribute::Metadata(Cow::Owned(name.clone())), AttributeValue::from(text.to_owned()));
+        }
+    }
+    all
+}
+
+/// Errors of the crate to errors of the family: by kind, and by the operating system's error where there is one.
+fn classify(op: Op, target: String, error: object_store::Error) -> Error {
+    use object_store::Error as E;
+    let write = matches!(op, Op::Put | Op::Delete);
+    let kind = match &error {
+        E::NotFound { .. } => ErrorKind::NotFound,
+        E::AlreadyExists { .. } | E::Precondition { .. } | E::NotModified { .. } => ErrorKind::Precondition,
+        E::InvalidPath { .. } => ErrorKind::Unrepresentable,
+        E::NotSupported { .. } | E::NotImplemented { .. } => ErrorKind::Unsupported,
+        E::PermissionDenied { .. } => ErrorKind::Denied,
+        E::Unauthenticated { .. } => ErrorKind::CredentialsExpired,
+        E::UnknownConfigurationKey { .. } => ErrorKind::Invalid,
+        E::JoinError { .. } => ErrorKind::Internal,
+        _ => match io_error(&error) {
+            Some(io) => io_kind(io),
+            None => ErrorKind::Unavailable,
+        },
+    };
+    Error::new(kind, op, target).with_maybe_applied(write && kind == ErrorKind::Unavailable).with_source(error)
+}
+
+fn io_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a std::io::Error> {
+    let mut at = Some(error);
+    while let Some(error) = at {
+        if let Some(io) = error.downcast_ref() {
+            return Some(io);
+        }
+        at = error.source();
+    }
+    None
+}
+
+fn io_kind(error: &std::io::Error) -> ErrorKind {
+    use std::io::ErrorKind as Io;
+    match error.kind() {
+        Io::NotFound => ErrorKind::NotFound,
+        Io::PermissionDenied | Io::ReadOnlyFilesystem => ErrorKind::Denied,
+        // A file where a folder is needed, or the other way round: `a` beside `a/b`.
+        Io::NotADirectory | Io::IsADirectory | Io::DirectoryNotEmpty | Io::InvalidFilename | Io::InvalidInput => ErrorKind::Unrepresentable,
+        _ => ErrorKind::Unavailable,
+    }
+}
+
+/// Folders of any store, by listings with a delimiter.
+#[derive(Debug)]
+struct StoreFolders {
+    store: Arc<dyn ObjectStore>,
+    name: Arc<str>,
+}
+
+#[async_trait]
+impl Folders for StoreFolders {
+    async fn items(&self, folder: &str) -> Result<Vec<Item>> {
+        let prefix = exact_path(folder.trim_end_matches('/'));
+        let failed = |e| classify(Op::List, self.name.to_string(), e);
+        let listed = self.store.list_with_delimiter(prefix.as_ref()).await.map_err(failed)?;
+        let folders = listed.common_prefixes.iter().filter_map(|p| p.filename()).map(|name| Item::Folder(name.to_owned()));
+        let objects = listed.objects.iter().map(|meta| {
+            let key = ObjectKey::new(meta.location.as_ref());
+            let name = key.as_str().strip_prefix(folder).unwrap_or(key.as_str()).to_owned();
+            Item::Object(name, Some(entry(key, meta)))
+        });
+        Ok(folders.chain(objects).collect())
+    }
+
+    async fn entries(&self, _folder: &str, items: Vec<Item>) -> Result<Vec<Entry>> {
+        Ok(items.into_iter().filter_map(|item| if let Item::Object(_, entry) = item { entry } else { None }).collect())
+    }
+}
+
+/// Checks a stream once more before its last chunk: `check` says whether what was read is still what was opened.
+fn checked_at_the_end<F>(body: dth_core::source::ByteStream, check: impl FnOnce() -> F + Send + 'static) -> dth_core::source::ByteStream
+where
+    F: Future<Output = Result<()>> + Send,
+{
+    stream::try_unfold((body, None::<Bytes>, Some(check)), |(mut body, mut kept, mut check)| async move {
+        loop {
+            match body.next().await {
+                Some(chunk) => {
+                    if let Some(before) = kept.replace(chunk?) {
+                        return Ok(Some((before, (body, kept, check))));
+                    }
+                }
+                None => {
+                    if let Some(check) = check.take() {
+                        check().await?;
+                    }
+                    return Ok(kept.take().map(|last| (last, (body, None, None))));
+                }
+            }
+        }
+    })
+    .boxed()
+}
