@@ -43,6 +43,23 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
+    /// All kinds.
+    pub const ALL: [Self; 13] = [
+        Self::NotFound,
+        Self::Precondition,
+        Self::Conflict,
+        Self::Denied,
+        Self::CredentialsExpired,
+        Self::Throttled,
+        Self::Unavailable,
+        Self::Corrupt,
+        Self::Invalid,
+        Self::Unrepresentable,
+        Self::Unsupported,
+        Self::Archived,
+        Self::Internal,
+    ];
+
     /// The stable lower-case name used in reports and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -255,5 +272,27 @@ impl fmt::Debug for Error {
             .field("maybe_applied", &self.maybe_applied)
             .field("chain", &self.chain())
             .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fmt::Write as _;
+
+    /// The index of errors is made from the code: `DTH_BLESS=1 cargo test -p dth-core errors` writes it anew.
+    #[test]
+    fn the_index_of_errors_is_up_to_date() {
+        let mut text = String::from("# Errors\n\nMade from `ErrorKind`. Reports and metrics count `failed:NAME`.\n\n");
+        text.push_str("| name | in messages | tried again | what to do |\n|---|---|---|---|\n");
+        for kind in ErrorKind::ALL {
+            let again = if Error::new(kind, Op::Read, "").is_retryable() { "yes" } else { "no" };
+            let _ = writeln!(text, "| `{}` | {kind} | {again} | {} |", kind.as_str(), kind.remedy());
+        }
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/ERRORS.md");
+        if std::env::var_os("DTH_BLESS").is_some() {
+            std::fs::write(path, &text).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(path).unwrap(), text);
     }
 }

@@ -7,6 +7,9 @@ use std::{collections::BTreeMap, fmt};
 /// Version of the JSON form. Fields are added, never renamed or removed, within one version.
 pub const REPORT_VERSION: u32 = 1;
 
+/// The JSON Schema (draft 2020-12) of the JSON form.
+pub const REPORT_SCHEMA: &str = include_str!("../report.schema.json");
+
 /// What a run did.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
@@ -95,6 +98,36 @@ mod tests {
         let report = Report::new(run);
         assert!(report.closed && !report.is_success());
         assert!(report.to_string().contains("failed: denied"), "{report}");
+    }
+
+    /// What is written and what the schema names are the same fields, at every level.
+    #[test]
+    fn the_schema_names_every_field() {
+        use serde_json::Value;
+        fn check(value: &Value, schema: &Value, root: &Value, at: &str) {
+            let schema = match schema["$ref"].as_str() {
+                Some(name) => &root["$defs"][name.rsplit('/').next().unwrap()],
+                None => schema,
+            };
+            let Value::Object(fields) = value else {
+                assert!(schema.get("properties").is_none(), "{at} is no object");
+                return;
+            };
+            if let Some(inner) = schema.get("additionalProperties").filter(|inner| inner.is_object()) {
+                fields.iter().for_each(|(name, value)| check(value, inner, root, &format!("{at}.{name}")));
+                return;
+            }
+            let named: Vec<&String> =
+                schema["properties"].as_object().unwrap_or_else(|| panic!("{at} is not in the schema")).keys().collect();
+            assert_eq!(fields.keys().collect::<Vec<_>>(), named, "{at}");
+            fields.iter().for_each(|(name, value)| check(value, &schema["properties"][name], root, &format!("{at}.{name}")));
+        }
+        let mut run = Run::new(RunId::new("r"), SystemEnv.now());
+        run.totals.skipped.insert("filtered".into(), Tally::one(1));
+        run.outcomes.insert("copied".into(), Tally::one(1));
+        let schema: Value = serde_json::from_str(REPORT_SCHEMA).unwrap();
+        check(&serde_json::to_value(Report::new(run)).unwrap(), &schema, &schema, "report");
+        assert_eq!(schema["properties"]["version"]["const"], REPORT_VERSION);
     }
 
     #[test]

@@ -93,9 +93,14 @@ pub(crate) fn from_answer(op: Op, target: String, status: StatusCode, headers: &
         kind => kind,
     };
     let name = if body.code.is_empty() { status.as_u16().to_string() } else { format!("{} {}", status.as_u16(), body.code) };
+    let customer_key = body.code == "InvalidRequest" && body.message.contains("form of Server Side Encryption");
+    let kind = if customer_key { ErrorKind::Unsupported } else { kind };
     let mut error = Error::new(kind, op, target).with_code(name).with_maybe_applied(maybe_applied(status, kind));
-    if let Some(region) = body.region.as_deref().filter(|_| status.is_redirection() || status.as_u16() == 400) {
+    let named = headers.get("x-amz-bucket-region").and_then(|v| v.to_str().ok()).or(body.region.as_deref());
+    if let Some(region) = named.filter(|_| status.is_redirection() || status.as_u16() == 400) {
         error = error.with_source(format!("the bucket is in region `{region}`: set `region` to it"));
+    } else if customer_key {
+        error = error.with_source("the object is encrypted with a key of its owner (SSE-C), which dth does not support");
     } else if !body.message.is_empty() {
         error = error.with_source(body.message.clone());
     }
@@ -145,6 +150,11 @@ mod tests {
         let slow = from_answer(Op::Read, "b/k".into(), StatusCode::SERVICE_UNAVAILABLE, &headers, &ErrorBody::default());
         assert_eq!(slow.retry(), Retry::After(Duration::from_secs(7)));
         let body = ErrorBody { code: "PermanentRedirect".into(), region: Some("eu-west-1".into()), ..ErrorBody::default() };
+        let message =
+            "The object was stored using a form of Server Side Encryption. The correct parameters must be provided to retrieve the object.";
+        let sealed = ErrorBody { code: "InvalidRequest".into(), message: message.into(), ..ErrorBody::default() };
+        let sealed = from_answer(Op::Read, "b/k".into(), StatusCode::BAD_REQUEST, &HeaderMap::new(), &sealed);
+        assert!(sealed.kind() == K::Unsupported && sealed.chain().contains("SSE-C"), "{}", sealed.chain());
         let moved = from_answer(Op::List, "b".into(), StatusCode::MOVED_PERMANENTLY, &HeaderMap::new(), &body);
         assert!(moved.chain().contains("eu-west-1"), "{}", moved.chain());
     }

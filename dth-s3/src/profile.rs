@@ -42,6 +42,8 @@ pub(crate) struct Facts {
     pub(crate) tags_on_create: bool,
     /// Checksums that the store verifies when given; MD5 is `Content-MD5`.
     pub(crate) verifies: &'static [Algorithm],
+    /// Answers carry checksums of whole objects, where they have one.
+    pub(crate) offers_checksums: bool,
     /// Parts may carry CRC64NVME, and Complete one of the full object.
     pub(crate) full_object_crc: bool,
     /// Least bytes of a part.
@@ -63,6 +65,7 @@ impl Profile {
             tags: true,
             tags_on_create: false,
             verifies: &[Algorithm::Md5],
+            offers_checksums: true,
             full_object_crc: false,
             min_part: 5 * MIB,
         };
@@ -75,7 +78,8 @@ impl Profile {
                 ..compatible
             },
             Self::Compatible => compatible,
-            Self::Unconditional | Self::Ceph => Facts { conditions: false, ..compatible },
+            Self::Unconditional => Facts { conditions: false, ..compatible },
+            Self::Ceph => Facts { conditions: false, offers_checksums: false, ..compatible },
             Self::S3sFs => Facts {
                 conditional_read: false,
                 conditions: false,
@@ -83,6 +87,7 @@ impl Profile {
                 list_parts: false,
                 list_uploads: false,
                 part_reads: false,
+                offers_checksums: false,
                 tags: false,
                 ..compatible
             },

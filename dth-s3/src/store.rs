@@ -198,7 +198,7 @@ impl Source for S3Store {
             conditional_read: self.facts.conditional_read,
             ranged: true,
             first_part: self.facts.part_reads,
-            checksums: &[Algorithm::Crc64Nvme, Algorithm::Crc32c, Algorithm::Sha256],
+            checksums: if self.facts.offers_checksums { &[Algorithm::Crc64Nvme, Algorithm::Crc32c, Algorithm::Sha256] } else { &[] },
             tags: self.facts.tags,
             children: false,
         }

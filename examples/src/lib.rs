@@ -6,6 +6,7 @@ pub mod compat;
 pub mod servers;
 pub mod settings;
 
+use anyhow::Context;
 use dth_core::{
     events::{Event, Events},
     plan::cost::Plan,
@@ -13,7 +14,7 @@ use dth_core::{
     scope::TaskScope,
 };
 use indicatif::{ProgressBar, ProgressStyle};
-use std::{io::IsTerminal, process::ExitCode, time::Duration};
+use std::{io::IsTerminal, net::SocketAddr, process::ExitCode, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 pub use settings::Settings;
@@ -24,6 +25,20 @@ pub const OK: u8 = 0;
 pub const ERROR: u8 = 1;
 /// Carried out, but objects failed, differ, or the ledger does not close.
 pub const INCOMPLETE: u8 = 3;
+
+/// The arguments of a binary. With `COMPLETE=bash` (zsh, fish, elvish, powershell) in the environment it prints what the
+/// shell needs to complete them: `source <(COMPLETE=bash transfer)`.
+pub fn arguments<A: clap::Parser>() -> A {
+    clap_complete::CompleteEnv::with_factory(A::command).complete();
+    A::parse()
+}
+
+/// Serves the counters and gauges of this process for Prometheus, at `http://ADDRESS/metrics`.
+pub fn serve_metrics(address: Option<SocketAddr>) -> anyhow::Result<()> {
+    let Some(address) = address else { return Ok(()) };
+    let exporter = metrics_exporter_prometheus::PrometheusBuilder::new().with_http_listener(address);
+    exporter.install().with_context(|| format!("cannot serve metrics at {address}"))
+}
 
 /// Logs to standard error; `RUST_LOG` chooses what, `DTH_LOG=json` the form.
 pub fn log() {

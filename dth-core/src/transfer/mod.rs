@@ -288,7 +288,7 @@ impl Transfer {
         let in_parts = self.sink.sink_capability().multipart.is_some();
         if size <= single || !capability.ranged {
             ReadRange::Full
-        } else if parts > 1 && capability.first_part {
+        } else if parts > 1 && capability.first_part && self.source.index_capability().etag == EtagKind::Md5 {
             ReadRange::FirstPart
         } else if !in_parts {
             ReadRange::Full

@@ -118,7 +118,21 @@ impl Transfer {
             self.drop_upload(job, journal).await?;
             return Ok(Attempt::Ended(Box::new(self.skipped(journal, SkipReason::Unrepresentable, size))));
         };
-        let Ok(layout) = self.layout(info, first_len, &limits, journal) else {
+        let asked;
+        let mut info = info;
+        let mut layout = self.layout(info, first_len, &limits, journal);
+        if layout.as_ref().is_ok_and(|l| !l.parity && l.judge != Some(Algorithm::Md5)) && matches!(from, From::Body { .. }) {
+            match self.ask_for_checksum(info).await? {
+                Some(now) if now.entry.etag != info.entry.etag => return Ok(Attempt::Changed),
+                Some(now) => {
+                    asked = ObjectInfo { checksum: now.checksum, ..info.clone() };
+                    info = &asked;
+                    layout = self.layout(info, first_len, &limits, journal);
+                }
+                None => {}
+            }
+        }
+        let Ok(layout) = layout else {
             self.drop_upload(job, journal).await?;
             return Ok(Attempt::Ended(Box::new(self.skipped(journal, SkipReason::Unrepresentable, size))));
         };
@@ -169,6 +183,19 @@ impl Transfer {
                 self.drop_upload(job, journal).await?;
                 Ok(Attempt::Changed)
             }
+        }
+    }
+
+    /// Answers to ranged reads carry no checksum of the whole object; a header request brings it where the store has one.
+    async fn ask_for_checksum(&self, info: &ObjectInfo) -> Result<Option<ObjectInfo>> {
+        if info.checksum.is_some() || self.source.source_capability().checksums.is_empty() {
+            return Ok(None);
+        }
+        let entry = &info.entry;
+        match self.settings.retry.run(&*self.env, || self.source.head(&entry.key, entry.version.as_ref())).await {
+            // The next read tells what that means.
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            asked => asked.map(Some),
         }
     }
 

@@ -27,8 +27,8 @@ struct Args {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
+    let args: Args = dth_examples::arguments();
     dth_examples::log();
-    let args = Args::parse();
     let settings = Settings::load(&args.config)?;
     let (source, sink) = (settings.source()?, settings.sink()?);
     let mut doctor = Doctor::default();

@@ -23,8 +23,8 @@ struct Args {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
+    let args: Args = dth_examples::arguments();
     dth_examples::log();
-    let args = Args::parse();
     let settings = Settings::load(&args.config)?;
     let key = ObjectKey::new(args.key);
     let there = KeyMap::new(&settings.destination_prefix).to_destination(&key);

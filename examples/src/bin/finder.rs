@@ -3,15 +3,9 @@
 #![expect(clippy::print_stdout, reason = "a program for people")]
 
 use clap::Parser;
-use dth_core::{
-    env::SystemEnv,
-    report::Report,
-    runs,
-    scope::TaskScope,
-    state::{RunState, StateStore},
-};
+use dth_core::{env::SystemEnv, report::Report, runs, scope::TaskScope, state::StateStore};
 use dth_examples::Settings;
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 /// Lists both sides and queues what differs; workers on the same state file move it.
 #[derive(Parser)]
@@ -19,6 +13,9 @@ struct Args {
     /// Settings in TOML.
     #[arg(long, short)]
     config: PathBuf,
+    /// Serve metrics for Prometheus at this address, such as 127.0.0.1:9464.
+    #[arg(long)]
+    metrics: Option<SocketAddr>,
     /// Wait until the workers have done everything, sweep unfinished uploads, and print the report.
     #[arg(long)]
     wait: bool,
@@ -26,19 +23,16 @@ struct Args {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
+    let args: Args = dth_examples::arguments();
     dth_examples::log();
-    let args = Args::parse();
+    dth_examples::serve_metrics(args.metrics)?;
     let settings = Settings::load(&args.config)?;
     let state = settings.open_state()?;
     let mut scope = TaskScope::new();
     let stop = dth_examples::stop_on_signal(&mut scope);
     let task = settings.task()?.with_stop(stop.clone());
     let finder = task.finder()?;
-    let open = state.runs(1).await?.into_iter().find(|r| matches!(r.state, RunState::Finding | RunState::Transferring));
-    let id = match open {
-        Some(run) => run.id,
-        None => finder.start().await?,
-    };
+    let id = task.begin().await?;
     let mut run = finder.resume(&id, &stop).await?;
     if args.wait && !stop.is_cancelled() {
         run = tokio::select! {

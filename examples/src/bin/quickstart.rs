@@ -28,8 +28,8 @@ struct Args {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
+    let args: Args = dth_examples::arguments();
     dth_examples::log();
-    let args = Args::parse();
     let folder = tempfile::tempdir()?;
     let (from, to) = (Server::s3s_fs(&folder.path().join("a")).await?, Server::s3s_fs(&folder.path().join("b")).await?);
     let settings = Settings {

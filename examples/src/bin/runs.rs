@@ -1,17 +1,17 @@
-//! Runs as things: `runs --config task.toml list | show RUN | cancel RUN | failed | redrive`.
+//! Runs as things: `runs --config task.toml list | show RUN | cancel RUN | failed | retry | redrive | forget`.
 
 #![expect(clippy::print_stdout, reason = "a program for people")]
 
 use clap::{Parser, Subcommand};
 use dth_core::{
-    env::SystemEnv,
+    env::{Env, SystemEnv},
     queue::Queue,
     report::Report,
     runs,
     state::{RecordQuery, RunId, StateStore, Status},
 };
 use dth_examples::Settings;
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 /// Shows runs and what failed in them; sends dead letters again.
 #[derive(Parser)]
@@ -42,6 +42,17 @@ enum Command {
     },
     /// Objects that failed, and dead letters, with their causes.
     Failed,
+    /// Tries the objects again that failed, as a run of their own; workers (or `transfer`) do it.
+    Retry {
+        /// Only those that failed in this run.
+        run: Option<String>,
+    },
+    /// Forgets runs that ended long ago: their ledgers and cursors. Records of objects stay.
+    Forget {
+        /// Days since their end.
+        #[arg(long, default_value_t = 30)]
+        days: u32,
+    },
     /// Sends dead letters again, as a run of their own.
     Redrive {
         /// Only those whose reason contains this text, such as `access denied`.
@@ -52,8 +63,8 @@ enum Command {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
+    let args: Args = dth_examples::arguments();
     dth_examples::log();
-    let args = Args::parse();
     let settings = Settings::load(&args.config)?;
     let state = settings.open_state()?;
     match args.command {
@@ -85,6 +96,18 @@ async fn main() -> anyhow::Result<()> {
             for dead in state.dead_letters(None, 10_000).await? {
                 println!("dead letter {} after {} deliveries: {}", dead.id, dead.receives, dead.reason);
             }
+        }
+        Command::Retry { run } => {
+            let (run, finder) = (run.map(RunId::new), &settings.finder);
+            let sent = runs::retry_failed(&state, &state, run.as_ref(), finder.overwrite, &SystemEnv, &finder.retry).await?;
+            match sent {
+                Some(run) => println!("run {}: {} jobs are queued again", run.id, run.sent_jobs()),
+                None => println!("nothing failed"),
+            }
+        }
+        Command::Forget { days } => {
+            let before = SystemEnv.now().saturating_sub(Duration::from_secs(u64::from(days) * 86_400))?;
+            println!("{} runs forgotten", state.forget_runs(before).await?);
         }
         Command::Redrive { only } => match runs::redrive(&state, &state, only.as_deref(), &SystemEnv, &settings.finder.retry).await? {
             Some(run) => println!("run {}: {} jobs are queued again", run.id, run.sent_jobs()),

@@ -5,7 +5,7 @@
 use clap::Parser;
 use dth_core::scope::TaskScope;
 use dth_examples::Settings;
-use std::{path::PathBuf, process::ExitCode};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
 /// Transfers what differs from a source to a destination, with verified bytes. Exit code 0 only when nothing failed.
 #[derive(Parser)]
@@ -16,6 +16,9 @@ struct Args {
     /// Settings in TOML, or the flat YAML file of the original system.
     #[arg(long, short)]
     config: PathBuf,
+    /// Serve metrics for Prometheus at this address, such as 127.0.0.1:9464.
+    #[arg(long)]
+    metrics: Option<SocketAddr>,
     /// Only tell what would be done, and what it would cost.
     #[arg(long)]
     plan: bool,
@@ -26,8 +29,9 @@ struct Args {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
+    let args: Args = dth_examples::arguments();
     dth_examples::log();
-    let args = Args::parse();
+    dth_examples::serve_metrics(args.metrics)?;
     let settings = Settings::load(&args.config)?;
     let mut scope = TaskScope::new();
     let task = settings.task()?.with_stop(dth_examples::stop_on_signal(&mut scope));

@@ -31,8 +31,8 @@ struct Args {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
+    let args: Args = dth_examples::arguments();
     dth_examples::log();
-    let args = Args::parse();
     let settings = Settings::load(&args.config)?;
     let keys = KeyMap::new(&settings.destination_prefix);
     let path = match (&args.export, &args.manifest) {

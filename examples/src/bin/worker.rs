@@ -3,7 +3,7 @@
 use clap::Parser;
 use dth_core::scope::TaskScope;
 use dth_examples::Settings;
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 /// Takes jobs from the state file and does them until it is stopped (ctrl-c or SIGTERM drains).
 #[derive(Parser)]
@@ -11,12 +11,16 @@ struct Args {
     /// Settings in TOML.
     #[arg(long, short)]
     config: PathBuf,
+    /// Serve metrics for Prometheus at this address, such as 127.0.0.1:9464.
+    #[arg(long)]
+    metrics: Option<SocketAddr>,
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
+    let args: Args = dth_examples::arguments();
     dth_examples::log();
-    let args = Args::parse();
+    dth_examples::serve_metrics(args.metrics)?;
     let settings = Settings::load(&args.config)?;
     settings.open_state()?;
     let mut scope = TaskScope::new();

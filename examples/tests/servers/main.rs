@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod crash;
+mod features;
 mod objects;
 mod support;
 mod torn;

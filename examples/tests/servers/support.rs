@@ -28,6 +28,14 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
+    pub(crate) fn source_server(&self) -> &Server {
+        &self.servers.0
+    }
+
+    pub(crate) fn sink_server(&self) -> &Server {
+        &self.servers.1
+    }
+
     /// The key pairs of both servers.
     pub(crate) fn keys(&self) -> [(String, String); 2] {
         [&self.servers.0, &self.servers.1].map(|s| (s.keys().0.to_owned(), s.keys().1.to_owned()))
