@@ -1,16 +1,22 @@
 //! What a task has put where, one line of JSON a key, so that anyone can check it later against both sides.
+//!
+//! Copied objects have records, which are exported. Objects that a finder found equal have none: where a manifest of all is
+//! wanted, the finder spools their lines into a folder ([`Spool`]).
 
 use crate::{
     checksum::Checksum,
     error::{Error, ErrorKind, Op, Result},
     key_map::KeyMap,
-    object::{ETag, ObjectKey},
+    object::{ETag, Entry, ObjectKey},
     sink::Sink,
     source::Source,
-    state::{RecordQuery, SourceVersion, StateStore, Status, Verified},
+    state::{RecordQuery, RunId, Shard, SourceVersion, StateStore, Status, Verified},
 };
 use serde::{Deserialize, Serialize};
-use std::io::Write;
+use std::{
+    io::{BufRead, BufReader, BufWriter, Write},
+    path::PathBuf,
+};
 
 /// One object in a manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +33,86 @@ pub struct Line {
     pub checksum: Option<Checksum>,
     /// How strongly it was checked.
     pub verified: Option<Verified>,
+}
+
+impl Line {
+    /// The line of an object that both listings show alike.
+    pub fn unchanged(source: &Entry, destination: &Entry) -> Self {
+        Self {
+            key: source.key.clone(),
+            destination: destination.key.clone(),
+            source: SourceVersion::of(source),
+            etag: destination.etag.clone(),
+            checksum: None,
+            verified: None,
+        }
+    }
+}
+
+/// A folder with the lines of objects that were found equal: a folder a run, a file a step of the finder.
+///
+/// A step that is done again after a crash writes the same file again, so that each key has one line.
+#[derive(Debug, Clone)]
+pub struct Spool {
+    folder: PathBuf,
+}
+
+impl Spool {
+    /// A spool in this folder, which is made when it is needed.
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Self { folder: folder.into() }
+    }
+
+    fn failed(&self, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+        Error::new(ErrorKind::Unavailable, Op::SaveState, self.folder.display().to_string()).with_source(error)
+    }
+
+    /// Writes the lines of one step, whole or not at all.
+    pub(crate) async fn write(&self, run: &RunId, shard: &Shard, lines: Vec<Line>) -> Result<()> {
+        let (spool, folder) = (self.clone(), self.folder.join(run.as_str()));
+        let name = format!("{:06}-{:010}.jsonl", shard.id, shard.version);
+        let written = tokio::task::spawn_blocking(move || {
+            let write = || -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+                std::fs::create_dir_all(&folder)?;
+                let mut out = BufWriter::new(tempfile::NamedTempFile::new_in(&folder)?);
+                for line in &lines {
+                    serde_json::to_writer(&mut out, line)?;
+                    out.write_all(b"\n")?;
+                }
+                let file = out.into_inner()?;
+                file.as_file().sync_data()?;
+                file.persist(folder.join(name))?;
+                Ok(())
+            };
+            write().map_err(|e| spool.failed(e))
+        });
+        written.await.map_err(|e| self.failed(e))?
+    }
+
+    /// Writes the lines of a run to `out`, but for keys with a record of their own, which [`export`] writes; answers how many.
+    pub async fn export(&self, run: &RunId, state: &dyn StateStore, out: &mut (dyn Write + Send)) -> Result<u64> {
+        let mut files: Vec<PathBuf> = match std::fs::read_dir(self.folder.join(run.as_str())) {
+            Ok(found) => found.map(|file| file.map(|f| f.path())).collect::<Result<_, _>>().map_err(|e| self.failed(e))?,
+            Err(_) => Vec::new(),
+        };
+        files.retain(|path| path.extension().is_some_and(|e| e == "jsonl"));
+        files.sort();
+        let mut count = 0;
+        for path in files {
+            let mut lines = Vec::new();
+            for line in BufReader::new(std::fs::File::open(&path).map_err(|e| self.failed(e))?).lines() {
+                lines.push(serde_json::from_str::<Line>(&line.map_err(|e| self.failed(e))?).map_err(|e| self.failed(e))?);
+            }
+            let keys: Vec<ObjectKey> = lines.iter().map(|line| line.key.clone()).collect();
+            let records = state.records(&keys).await?;
+            for (line, _) in lines.iter().zip(records).filter(|(_, r)| r.as_ref().is_none_or(|r| r.status != Status::Done)) {
+                serde_json::to_writer(&mut *out, line).map_err(|e| self.failed(e))?;
+                out.write_all(b"\n").map_err(|e| self.failed(e))?;
+                count += 1;
+            }
+        }
+        Ok(count)
+    }
 }
 
 /// Writes a line for each object that is done; answers how many.

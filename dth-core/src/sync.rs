@@ -26,6 +26,7 @@ use crate::{
     finder::{Finder, FinderSettings},
     job::{Job, Seen},
     key_map::KeyMap,
+    manifest::Spool,
     memory::{MemoryQueue, MemoryState},
     object::ObjectKey,
     plan::cost::{Plan, Prices},
@@ -55,6 +56,7 @@ pub struct Sync {
     finder: FinderSettings,
     worker: WorkerSettings,
     events: Events,
+    spool: Option<Spool>,
     stop: CancellationToken,
 }
 
@@ -71,6 +73,7 @@ impl Sync {
             finder: FinderSettings::default(),
             worker: WorkerSettings::default(),
             events: Events::default(),
+            spool: None,
             stop: CancellationToken::new(),
         }
     }
@@ -106,6 +109,12 @@ impl Sync {
         self
     }
 
+    /// Keeps a line of the manifest for each object that is found equal; copied ones have records.
+    pub fn with_spool(mut self, spool: Spool) -> Self {
+        self.spool = Some(spool);
+        self
+    }
+
     /// Stops, with draining, when this token is cancelled; the run can be resumed.
     pub fn with_stop(mut self, stop: CancellationToken) -> Self {
         self.stop = stop;
@@ -126,6 +135,7 @@ impl Sync {
             .with_env(Arc::clone(&self.env))
             .with_settings(self.finder.clone())
             .with_events(self.events.clone())
+            .with_spool(self.spool.clone())
             .build()
     }
 

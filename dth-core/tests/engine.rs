@@ -7,6 +7,7 @@ use dth_core::{
     finder::{Finder, FinderSettings, Overwrite},
     index::{Index, IndexCapability, ListOrder, ListPage, ListRequest},
     key_map::KeyMap,
+    manifest::{self, Line, Spool, Verification},
     memory::{MemoryQueue, MemoryState, MemoryStore, MemoryStoreSettings},
     object::{EtagKind, ObjectInfo, ObjectKey, VersionId},
     queue::{Message, Queue},
@@ -20,7 +21,7 @@ use dth_core::{
 };
 use proptest::prelude::*;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -326,6 +327,41 @@ async fn failed_objects_are_retried() {
     assert_eq!((healed.run.id.clone(), healed.run.outcome("copied").objects), (run.id, 3), "{healed}");
     assert_eq!(bodies(&source), bodies(&sink));
     assert_eq!(runs::retry_failed(&*state, &*queue, None, Overwrite::Always, &env, &retry).await.unwrap(), None);
+}
+
+/// A manifest of all: copied objects by their records, equal ones by the finder's spool, each key once, also after a finder
+/// that died and did a step again.
+#[tokio::test]
+async fn the_manifest_names_every_object_once() {
+    let (source, sink) = (MemoryStore::default(), MemoryStore::default());
+    for i in 0..2500 {
+        source.insert(format!("k{i:04}"), "same");
+        if i % 2 == 0 {
+            sink.insert(format!("k{i:04}"), "same");
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let spool = Spool::new(folder.path());
+    let state = Arc::new(MemoryState::new());
+    let task = task(&source, &sink).with_state(Arc::new(MemoryQueue::new()), Arc::clone(&state) as _).with_spool(spool.clone());
+    let id = task.begin().await.unwrap();
+    // A step of an earlier finder that died before it was recorded.
+    std::fs::create_dir_all(folder.path().join(id.as_str())).unwrap();
+    std::fs::write(folder.path().join(id.as_str()).join("000000-0000000001.jsonl"), "{\"torn\"").unwrap();
+    assert!(task.carry_on(&id).await.unwrap().is_success());
+    let mut out = Vec::new();
+    let copied = manifest::export(&*state, &KeyMap::default(), &mut out).await.unwrap();
+    let equal = spool.export(&id, &*state, &mut out).await.unwrap();
+    assert_eq!((copied, equal), (1250, 1250));
+    let lines = String::from_utf8(out).unwrap();
+    let mut checked = Verification::default();
+    let mut keys = BTreeSet::new();
+    for line in lines.lines() {
+        let line: Line = serde_json::from_str(line).unwrap();
+        manifest::verify(&line, &source, &sink, &mut checked).await.unwrap();
+        keys.insert(line.key);
+    }
+    assert_eq!((keys.len(), checked.good), (2500, 2500));
 }
 
 fn keys() -> impl Strategy<Value = Vec<(String, u8)>> {

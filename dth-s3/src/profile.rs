@@ -15,7 +15,8 @@ pub enum Profile {
     Compatible,
     /// A store that ignores conditional writes (Garage, older Ceph): the destination is looked at afterwards where needed.
     Unconditional,
-    /// Ceph Object Gateway 16: wants etags without quotes in `If-Match`, ignores conditions on Complete.
+    /// Ceph Object Gateway 16: ignores conditions on Complete, honours `If-Match` on PutObject only without quotes; encodes
+    /// keys in listings of uploads without saying so.
     Ceph,
     /// The `s3s-fs` file server: its listings show no etags and do not encode keys, uploads cannot be listed.
     S3sFs,
@@ -32,6 +33,8 @@ pub(crate) struct Facts {
     pub(crate) delete_condition: bool,
     /// Keys in listings are percent-encoded when asked for.
     pub(crate) encoded_lists: bool,
+    /// The same in listings of uploads.
+    pub(crate) encoded_uploads: bool,
     pub(crate) list_parts: bool,
     pub(crate) list_uploads: bool,
     /// `partNumber` on reads.
@@ -59,6 +62,7 @@ impl Profile {
             conditions: true,
             delete_condition: false,
             encoded_lists: true,
+            encoded_uploads: true,
             list_parts: true,
             list_uploads: true,
             part_reads: true,
@@ -79,7 +83,8 @@ impl Profile {
             },
             Self::Compatible => compatible,
             Self::Unconditional => Facts { conditions: false, ..compatible },
-            Self::Ceph => Facts { conditions: false, offers_checksums: false, ..compatible },
+            // It encodes keys of uploads without saying so, and leaves the marker as it is.
+            Self::Ceph => Facts { conditions: false, encoded_uploads: false, offers_checksums: false, ..compatible },
             Self::S3sFs => Facts {
                 conditional_read: false,
                 conditions: false,

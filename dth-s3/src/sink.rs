@@ -187,7 +187,7 @@ impl Sink for S3Store {
             return Err(Error::new(ErrorKind::Unsupported, Op::ListUploads, self.wire.target(None)));
         }
         let mut request = Request::new(Op::ListUploads, Method::GET, None).query("uploads", "").query("prefix", prefix);
-        if self.facts.encoded_lists {
+        if self.facts.encoded_uploads {
             request = request.query("encoding-type", "url");
         }
         // Our token is the pair of markers; no key holds a NUL.
@@ -197,7 +197,7 @@ impl Sink for S3Store {
         let document = self.wire.send(request).await?.document().await?;
         let broken = |why: String| Error::new(ErrorKind::Corrupt, Op::ListUploads, self.wire.target(None)).with_source(why);
         let root = xml::parse(&document).map_err(broken)?;
-        let encoded = self.facts.encoded_lists && root.text("EncodingType") == Some("url");
+        let encoded = self.facts.encoded_uploads && root.text("EncodingType") == Some("url");
         let mut uploads = Vec::new();
         for upload in root.all("Upload") {
             let key = upload.text("Key").and_then(|key| listed_key(key, encoded));

@@ -22,16 +22,23 @@ pub struct Server {
     profile: Profile,
     _tasks: TaskScope,
     child: Option<Child>,
+    /// What it stands on, when that is a process of its own.
+    base: Option<Child>,
     /// PEM file with the certificate of a server that speaks TLS.
     ca_file: Option<String>,
     /// Files that the server leaves when it is killed.
     left_behind: Vec<String>,
-    _folder: Option<tempfile::TempDir>,
+    folder: Option<tempfile::TempDir>,
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
+        if let Some(base) = &mut self.base {
+            // The script takes its own children down.
+            let _ = Command::new("kill").arg(base.id().to_string()).status();
+            let _ = base.wait();
+        }
         for file in &self.left_behind {
             let _ = std::fs::remove_file(file);
         }
@@ -109,9 +116,10 @@ impl Server {
             profile: Profile::S3sFs,
             _tasks: tasks,
             child: None,
+            base: None,
             ca_file: None,
             left_behind: Vec::new(),
-            _folder: None,
+            folder: None,
         })
     }
 
@@ -152,9 +160,10 @@ impl Server {
             profile: Profile::Compatible,
             _tasks: TaskScope::new(),
             child: Some(child),
+            base: None,
             ca_file: tls.then(|| folder.path().join("ministack-tls/server.crt").display().to_string()),
             left_behind: Vec::new(),
-            _folder: Some(folder),
+            folder: Some(folder),
         };
         server.wait_for_port("ministack", port).await?;
         let keys = server.python(venv, MAKE_USER, &[]).await?;
@@ -191,12 +200,84 @@ impl Server {
             profile: Profile::Aws,
             _tasks: TaskScope::new(),
             child: Some(child),
+            base: None,
             ca_file: None,
-            left_behind: vec![format!("/tmp/seaweedfs-s3-{port}.sock"), format!("/tmp/seaweedfs-s3-grpc-{}.sock", ports[7])],
-            _folder: Some(folder),
+            left_behind: ["master", "volume", "filer", "s3"]
+                .iter()
+                .zip(ports.chunks(2))
+                .flat_map(|(name, p)| [format!("/tmp/seaweedfs-{name}-{}.sock", p[0]), format!("/tmp/seaweedfs-{name}-grpc-{}.sock", p[1])])
+                .collect(),
+            folder: Some(folder),
         };
         server.wait_for_port("weed", port).await?;
         Ok(server)
+    }
+
+    /// Starts Ceph's object gateway (Debian's `radosgw`, `ceph-mon`, `ceph-osd`) on a store in memory.
+    pub async fn radosgw() -> anyhow::Result<Self> {
+        let [mon2, mon1, port] = free_ports()?;
+        let folder = tempfile::tempdir()?;
+        let mut base = Command::new("bash");
+        base.arg("-c").arg(include_str!("radosgw.sh")).arg("radosgw.sh").arg(folder.path());
+        base.env("MONP2", mon2.to_string()).env("MONP1", mon1.to_string()).env("RGWP", port.to_string());
+        let base = base.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("cannot start bash")?;
+        let (access_key, secret_key) = ("DTHRADOSGW", "dth-radosgw-secret");
+        let mut server = Self {
+            endpoint: format!("http://127.0.0.1:{port}"),
+            access_key: access_key.into(),
+            secret_key: secret_key.into(),
+            profile: Profile::Ceph,
+            _tasks: TaskScope::new(),
+            child: None,
+            base: Some(base),
+            ca_file: None,
+            left_behind: Vec::new(),
+            folder: Some(folder),
+        };
+        let folder = server.folder()?.to_owned();
+        for tried in 0.. {
+            if folder.join("ready").exists() {
+                break;
+            }
+            anyhow::ensure!(tried < 600, "the Ceph below radosgw did not start within a minute: are ceph-mon and ceph-osd installed?");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        server.start_gateway(port).await?;
+        let config = folder.join("ceph.conf");
+        let user = ["user", "create", "--uid=dth", "--display-name=dth", "--access-key", access_key, "--secret-key", secret_key];
+        let made = Command::new("radosgw-admin").arg("-c").arg(config).args(["-n", "client.rgw.a"]).args(user).output()?;
+        anyhow::ensure!(made.status.success(), "radosgw-admin: {}", String::from_utf8_lossy(&made.stderr));
+        Ok(server)
+    }
+
+    async fn start_gateway(&mut self, port: u16) -> anyhow::Result<()> {
+        let folder = self.folder()?.to_owned();
+        let mut command = Command::new("radosgw");
+        command.args(["-n", "client.rgw.a", "-f", "--setuser", "root", "--setgroup", "root"]).arg("-c").arg(folder.join("ceph.conf"));
+        let gateway = command.env("CEPH_CONF", folder.join("ceph.conf")).stdout(Stdio::null()).stderr(Stdio::null());
+        self.child = Some(gateway.current_dir(&folder).spawn().context("cannot start radosgw")?);
+        self.wait_for_port("radosgw", port).await
+    }
+
+    /// Kills the server and starts it again on its data; `false` for one that keeps nothing.
+    pub async fn restart(&mut self) -> anyhow::Result<bool> {
+        if self.base.is_none() {
+            return Ok(false);
+        }
+        let port = self.endpoint.rsplit(':').next().and_then(|p| p.parse().ok()).context("the endpoint has a port")?;
+        self.kill();
+        self.start_gateway(port).await?;
+        Ok(true)
+    }
+
+    /// The access log, of a server that writes one.
+    pub fn access_log(&self) -> Option<String> {
+        let log = self.folder().ok()?.join("run/client.rgw.a.log");
+        std::fs::read(log).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    fn folder(&self) -> anyhow::Result<&Path> {
+        Ok(self.folder.as_ref().context("a server without a folder")?.path())
     }
 
     async fn wait_for_port(&mut self, name: &str, port: u16) -> anyhow::Result<()> {

@@ -2,8 +2,8 @@
 
 use anyhow::Context;
 use dth_core::{
-    finder::FinderSettings, key_map::KeyMap, plan::cost::Prices, queue::Queue, sink::Sink, source::Source, state::StateStore, sync::Sync,
-    worker::WorkerSettings,
+    finder::FinderSettings, key_map::KeyMap, manifest::Spool, plan::cost::Prices, queue::Queue, sink::Sink, source::Source,
+    state::StateStore, sync::Sync, worker::WorkerSettings,
 };
 use dth_s3::{LocalDirectory, S3Config, S3Store};
 use dth_state::Sqlite;
@@ -29,6 +29,8 @@ pub struct Settings {
     pub destination_prefix: String,
     /// The SQLite file with queue and state; in memory, and forgotten, when there is none.
     pub state: Option<PathBuf>,
+    /// A folder for the manifest's lines of objects that were found equal; copied ones are in the state.
+    pub manifest: Option<PathBuf>,
     /// Finding.
     pub finder: FinderSettings,
     /// Moving.
@@ -67,6 +69,10 @@ impl Settings {
             .with_keys(KeyMap::new(&self.destination_prefix))
             .with_finder(self.finder.clone())
             .with_worker(self.worker.clone());
+        let task = match &self.manifest {
+            Some(folder) => task.with_spool(Spool::new(folder)),
+            None => task,
+        };
         Ok(match &self.state {
             None => task,
             Some(_) => {

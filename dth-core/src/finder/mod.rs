@@ -16,6 +16,7 @@ use crate::{
     filter::{Filter, FilterSettings},
     index::{Index, ListOrder},
     key_map::KeyMap,
+    manifest::Spool,
     object::EtagKind,
     plan::{
         compare::{Compare, CompareBy},
@@ -109,9 +110,16 @@ pub struct FinderBuilder {
     env: SharedEnv,
     settings: FinderSettings,
     events: Events,
+    spool: Option<Spool>,
 }
 
 impl FinderBuilder {
+    /// Keeps a line of the manifest for each object that is found equal.
+    pub fn with_spool(mut self, spool: Option<Spool>) -> Self {
+        self.spool = spool;
+        self
+    }
+
     /// Sets how source keys become destination keys.
     pub fn with_keys(mut self, keys: KeyMap) -> Self {
         self.keys = keys;
@@ -156,6 +164,7 @@ impl FinderBuilder {
                 env: self.env,
                 settings: self.settings,
                 events: self.events,
+                spool: self.spool,
                 filter,
                 compare,
             }),
@@ -179,6 +188,7 @@ struct Inner {
     env: SharedEnv,
     settings: FinderSettings,
     events: Events,
+    spool: Option<Spool>,
     filter: Filter,
     compare: Box<dyn Compare>,
 }
@@ -213,6 +223,7 @@ impl Finder {
             env: Arc::new(SystemEnv),
             settings: FinderSettings::default(),
             events: Events::default(),
+            spool: None,
         }
     }
 

@@ -6,6 +6,7 @@ use crate::{
     events::Event,
     index::{ListFrom, ListRequest},
     job::{Action, Job, Pack, Packer, Seen},
+    manifest::Line,
     object::{Entry, ObjectKey},
     plan::compare::Verdict,
     state::{Advance, FinderTotals, OutboxPack, PackId, Record, Shard, SkipReason, Status, Tally},
@@ -30,6 +31,8 @@ struct Walk {
     sent: Vec<PackId>,
     /// Same size, other etag: looked up together.
     ask: Vec<(Entry, Entry)>,
+    /// For the manifest, where one of all objects is wanted.
+    equal: Vec<Line>,
     counted_pages: (u64, u64),
     pages: u64,
     pages_at_step: u64,
@@ -54,6 +57,7 @@ impl Inner {
             totals: FinderTotals::default(),
             sent: Vec::new(),
             ask: Vec::new(),
+            equal: Vec::new(),
             counted_pages: (0, 0),
             pages: 0,
             pages_at_step: 0,
@@ -122,7 +126,7 @@ impl Inner {
             return Some(key);
         }
         match self.compare.judge(&entry, &there) {
-            Verdict::Equal => walk.totals.unchanged += tally(&entry),
+            Verdict::Equal => self.unchanged(walk, &entry, &there),
             Verdict::Differs => self.differs(walk, &entry, &there, Action::Copy, shared),
             Verdict::AskRecord => walk.ask.push((entry, there)),
         }
@@ -160,6 +164,13 @@ impl Inner {
         }
         let archived = entry.storage_class.as_deref().is_some_and(|class| ARCHIVED.contains(&class));
         archived.then_some(SkipReason::Archived)
+    }
+
+    fn unchanged(&self, walk: &mut Walk, entry: &Entry, there: &Entry) {
+        walk.totals.unchanged += tally(entry);
+        if self.spool.is_some() {
+            walk.equal.push(Line::unchanged(entry, there));
+        }
     }
 
     fn differs(&self, walk: &mut Walk, entry: &Entry, there: &Entry, action: Action, shared: &Shared) {
@@ -200,7 +211,7 @@ impl Inner {
         let records = self.settings.retry.run(&*self.env, || self.state.records(&keys)).await?;
         for ((entry, there), record) in ask.into_iter().zip(records) {
             match record.filter(|r| r.status == Status::Done) {
-                Some(record) if holds(&record, &entry, &there) => walk.totals.unchanged += tally(&entry),
+                Some(record) if holds(&record, &entry, &there) => self.unchanged(walk, &entry, &there),
                 Some(_) => self.differs(walk, &entry, &there, Action::Copy, shared),
                 None => {
                     walk.totals.unknown += tally(&entry);
@@ -226,6 +237,9 @@ impl Inner {
                 return Ok(());
             }
         };
+        if let Some(spool) = self.spool.as_ref().filter(|_| !walk.equal.is_empty()) {
+            spool.write(run, &walk.shard, std::mem::take(&mut walk.equal)).await?;
+        }
         walk.ready.jobs.extend(walk.packer.take());
         walk.ready.held.extend(walk.held_packer.take());
         let pack = |jobs, held| {

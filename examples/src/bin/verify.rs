@@ -6,7 +6,8 @@ use anyhow::Context;
 use clap::Parser;
 use dth_core::{
     key_map::KeyMap,
-    manifest::{self, Line, Verification},
+    manifest::{self, Line, Spool, Verification},
+    state::StateStore,
 };
 use dth_examples::Settings;
 use std::{
@@ -41,7 +42,11 @@ async fn main() -> anyhow::Result<ExitCode> {
             let own = tempfile::NamedTempFile::new()?.into_temp_path().keep()?;
             let path = export.clone().unwrap_or(own);
             let mut out = BufWriter::new(std::fs::File::create(&path).with_context(|| format!("cannot write `{}`", path.display()))?);
-            let lines = manifest::export(&settings.open_state()?, &keys, &mut out).await?;
+            let state = settings.open_state()?;
+            let mut lines = manifest::export(&state, &keys, &mut out).await?;
+            if let (Some(folder), Some(run)) = (&settings.manifest, state.runs(1).await?.first()) {
+                lines += Spool::new(folder).export(&run.id, &state, &mut out).await?;
+            }
             out.flush()?;
             println!("{lines} lines in {}", path.display());
             path

@@ -1,9 +1,9 @@
 //! The engine against real servers of others. `cargo xtask test` installs and starts them; by hand:
 //! `DTH_VENV=target/xtask/venv cargo test -p dth-examples --test servers -- --ignored`.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
-mod crash;
+mod chaos;
 mod features;
 mod objects;
 mod support;

@@ -32,6 +32,10 @@ impl Pair {
         &self.servers.0
     }
 
+    pub(crate) fn sink_server_mut(&mut self) -> &mut Server {
+        &mut self.servers.1
+    }
+
     pub(crate) fn sink_server(&self) -> &Server {
         &self.servers.1
     }
