@@ -26,6 +26,11 @@ pub enum Condition {
 }
 
 impl Condition {
+    /// The object that the condition names.
+    pub fn etag(&self) -> Option<&ETag> {
+        if let Self::Match(etag) = self { Some(etag) } else { None }
+    }
+
     /// The condition that the destination still is what a look showed.
     pub fn still(found: Option<&ETag>) -> Self {
         found.map_or(Self::Absent, |etag| Self::Match(etag.clone()))

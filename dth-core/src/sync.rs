@@ -152,7 +152,9 @@ impl Sync {
 
     /// What a run would do and cost, without doing it.
     pub async fn plan(&self, prices: &Prices) -> Result<Plan> {
-        self.finder()?.plan(self.worker.transfer.single_max, self.worker.transfer.part_size, prices).await
+        let least = self.sink.sink_capability().multipart.map_or(0, |limits| limits.min_part);
+        let transfer = &self.worker.transfer;
+        self.finder()?.plan(transfer.single_max, transfer.part_size.max(least), prices).await
     }
 
     /// Finds and moves everything, then sweeps our own unfinished uploads. An interrupted run of this state is resumed.

@@ -15,4 +15,4 @@ pub use config::{CredentialsConfig, Encryption, Proxy, S3Config, Secret, Style};
 #[cfg(feature = "object_store")]
 pub use object_store::{LocalDirectory, ObjectStoreAdapter};
 pub use profile::Profile;
-pub use store::S3Store;
+pub use store::{BucketFacts, S3Store};

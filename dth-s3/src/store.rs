@@ -31,6 +31,22 @@ impl fmt::Debug for S3Store {
     }
 }
 
+/// What a bucket is set to, for people.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BucketFacts {
+    /// Where it is.
+    pub region: String,
+    /// `Enabled`, `Suspended`, `never enabled`.
+    pub versioning: Option<String>,
+    /// `Enabled`, where it has Object Lock.
+    pub object_lock: Option<String>,
+    /// How it encrypts by itself: `AES256`, `aws:kms`.
+    pub encryption: Option<String>,
+    /// Seconds by which the store's clock is ahead of ours.
+    pub clock_ahead_seconds: Option<i64>,
+}
+
 impl S3Store {
     /// Checks the settings and makes a client; nothing is sent yet.
     pub fn new(config: S3Config) -> Result<Self> {
@@ -59,6 +75,31 @@ impl S3Store {
             }
             answer => answer.map(drop),
         }
+    }
+
+    /// What the bucket is set to; a setting that may not be read, or that the store does not know, is `None`.
+    pub async fn bucket_facts(&self) -> Result<BucketFacts> {
+        let mut facts = BucketFacts::default();
+        for (setting, place) in
+            [("versioning", &mut facts.versioning), ("object-lock", &mut facts.object_lock), ("encryption", &mut facts.encryption)]
+        {
+            let request = Request::new(Op::Configure, Method::GET, None).query(setting, "");
+            let answer = match self.wire.send(request).await {
+                Ok(answer) => answer,
+                Err(error) if matches!(error.kind(), ErrorKind::CredentialsExpired | ErrorKind::Unavailable) => return Err(error),
+                Err(_) => continue,
+            };
+            facts.clock_ahead_seconds = self.wire.clock_ahead(&answer.headers).or(facts.clock_ahead_seconds);
+            let root = xml::parse(&answer.document().await?).unwrap_or_default();
+            let rule = root.all("Rule").flat_map(|r| r.all("ApplyServerSideEncryptionByDefault")).next();
+            *place = match setting {
+                "versioning" => Some(root.filled("Status").unwrap_or("never enabled").to_owned()),
+                "object-lock" => root.filled("ObjectLockEnabled").map(str::to_owned),
+                _ => rule.and_then(|r| r.filled("SSEAlgorithm")).map(str::to_owned),
+            };
+        }
+        facts.region = self.wire.region();
+        Ok(facts)
     }
 
     fn etag_kind(&self) -> EtagKind {

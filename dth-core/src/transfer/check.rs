@@ -17,6 +17,9 @@ pub(super) struct Expected {
     pub(super) etag: Option<ETag>,
     /// Of the whole object.
     pub(super) checksum: Option<Checksum>,
+    /// What the write replaces: found again behind a lost answer, it shows that the write has not taken effect, even if it
+    /// has the right bytes; it may yet do so, under another etag.
+    pub(super) replaces: Option<ETag>,
 }
 
 impl Expected {
@@ -113,7 +116,7 @@ impl Transfer {
             md5 = Some(Checksum::of(Algorithm::Md5, body));
         }
         known = known.or_else(|| sum.clone().filter(|c| c.algorithm != Algorithm::Md5));
-        let expected = Expected { size, etag: self.etag_from(md5.as_ref()), checksum: known };
+        let expected = Expected { size, etag: self.etag_from(md5.as_ref()), checksum: known, replaces: None };
         Ok(Held { verified, checksum: sum, expected })
     }
 }

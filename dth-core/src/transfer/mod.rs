@@ -250,18 +250,11 @@ impl Transfer {
         }
         if held_whole {
             self.single(key, held, read, permit, journal).await
+        } else if one_request {
+            let first_part = (options.range == ReadRange::FirstPart && !whole).then_some(read.range.end);
+            self.in_one_request(job, key, held, read, permit, first_part, journal).await
         } else if streamed_whole {
             self.streamed(key, held, read, permit, None, journal).await
-        } else if !whole && one_request {
-            // All bytes go into one request; the first part has told the layout that the source's etag is made of.
-            let part_size = (options.range == ReadRange::FirstPart).then_some(range_len(&read));
-            let pinned = ReadOptions { if_match: read.info.entry.etag.clone(), ..ReadOptions::default() };
-            drop((read, permit));
-            match self.read(&job.key, &pinned).await {
-                Ok((read, permit)) => self.streamed(key, held, read, permit, part_size, journal).await,
-                Err(error) if error.kind() == ErrorKind::Precondition => Ok(Attempt::Changed),
-                Err(error) => self.unreadable(job, error, journal).await.map(|e| Attempt::Ended(Box::new(e))),
-            }
         } else {
             let parts = read.info.entry.etag.as_ref().and_then(ETag::part_count).unwrap_or(1);
             let layout_unknown = parts > 1 && options.range != ReadRange::FirstPart && self.source.source_capability().first_part;
@@ -276,6 +269,47 @@ impl Transfer {
                 };
             }
             self.multipart(job, key, held, read, permit, journal).await
+        }
+    }
+
+    /// To a sink without parts: one stream, proven by the strongest thing that the source says of the object. Of an etag of
+    /// parts that is the size of its first part, which is asked for where it is not known yet.
+    async fn in_one_request(
+        &self,
+        job: &Job,
+        key: &ObjectKey,
+        held: &Condition,
+        read: Read,
+        permit: AdaptivePermit,
+        mut part_size: Option<u64>,
+        journal: &mut Journal<'_>,
+    ) -> Result<Attempt> {
+        let info = &read.info;
+        let size = info.entry.size.unwrap_or(0);
+        let parts =
+            info.entry.etag.as_ref().and_then(ETag::part_count).filter(|_| info.checksum.is_none() && !journal.parity.is_hopeless());
+        let whole = read.range == (0..size);
+        if parts == Some(1) {
+            part_size = Some(size);
+        }
+        let asks = parts.is_some() && part_size.is_none() && self.source.source_capability().first_part;
+        if whole && !asks {
+            return self.streamed(key, held, read, permit, part_size, journal).await;
+        }
+        let pinned = |range| ReadOptions { range, if_match: info.entry.etag.clone(), version: None };
+        let (first, all) = (pinned(ReadRange::FirstPart), pinned(ReadRange::Full));
+        drop((read, permit));
+        let read = async {
+            if asks {
+                let (read, _permit) = self.read(&job.key, &first).await?;
+                part_size = Some(read.range.end);
+            }
+            self.read(&job.key, &all).await
+        };
+        match read.await {
+            Ok((read, permit)) => self.streamed(key, held, read, permit, part_size, journal).await,
+            Err(error) if error.kind() == ErrorKind::Precondition => Ok(Attempt::Changed),
+            Err(error) => self.unreadable(job, error, journal).await.map(|e| Attempt::Ended(Box::new(e))),
         }
     }
 
@@ -324,7 +358,8 @@ impl Transfer {
             Err(_) => return Ok(None),
         };
         let Some(found) = self.look(key).await? else { return Ok(None) };
-        let expected = check::Expected { size: source.entry.size.unwrap_or(0), etag: None, checksum: source.checksum.clone() };
+        let expected =
+            check::Expected { size: source.entry.size.unwrap_or(0), checksum: source.checksum.clone(), ..check::Expected::default() };
         let (true, Some(sum), Some(etag)) = (expected.matches(&found), source.checksum.clone(), found.entry.etag) else {
             return Ok(None);
         };
@@ -543,10 +578,6 @@ impl Transfer {
     fn name_of(&self, key: &ObjectKey) -> String {
         format!("{}/{key}", self.sink.name())
     }
-}
-
-fn range_len(read: &Read) -> u64 {
-    read.range.end - read.range.start
 }
 
 fn skip_reason(kind: ErrorKind) -> SkipReason {

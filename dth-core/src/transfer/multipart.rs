@@ -90,7 +90,8 @@ impl Transfer {
         let mut options = self.put_options(&info, journal, true).await?;
         options.condition = self.effective(held);
         let md5 = self.source_md5(&info);
-        let expected = Expected { size, etag: self.etag_from(md5.as_ref()), checksum: info.checksum.clone() };
+        let expected =
+            Expected { size, etag: self.etag_from(md5.as_ref()), checksum: info.checksum.clone(), replaces: held.etag().cloned() };
         journal.still_ours(&self.settings.retry, &self.env).await?;
         let copied = self.publish(key, &expected, || self.sink.copy(origin, &etag, key, &options)).await;
         match copied {
@@ -171,6 +172,7 @@ impl Transfer {
         options.condition = self.effective(held);
         options.checksum = expected.checksum.clone().filter(|c| capability.verifies.contains(&c.algorithm));
         journal.still_ours(&self.settings.retry, &self.env).await?;
+        let expected = Expected { replaces: held.etag().cloned(), ..expected };
         match self.complete(key, &upload, &parts, &options, &expected).await? {
             Published::Ours(etag) => {
                 if capability.tags_follow && !options.tags.is_empty() {
@@ -452,7 +454,7 @@ impl Transfer {
             if parts_etag(layout, parts) != info.entry.etag {
                 return Err(corrupt(info));
             }
-            return Ok((Expected { size, etag, checksum: None }, Verified::Source(Algorithm::Md5)));
+            return Ok((Expected { size, etag, ..Expected::default() }, Verified::Source(Algorithm::Md5)));
         }
         let mut whole: Option<Checksum> = None;
         for (part, sum) in parts {
@@ -469,7 +471,7 @@ impl Transfer {
             (None, Some(whole)) => Verified::Transport(whole.algorithm),
             (None, None) => Verified::Transport(Algorithm::Md5),
         };
-        Ok((Expected { size, etag, checksum: whole }, verified))
+        Ok((Expected { size, etag, checksum: whole, replaces: None }, verified))
     }
 
     /// Completes; looks before repeating (T9).

@@ -51,6 +51,7 @@ impl Transfer {
             return Ok(None);
         }
         match self.look(key).await? {
+            Some(found) if !refused && found.entry.etag.is_some() && found.entry.etag == expected.replaces => Ok(None),
             Some(found) if expected.matches(&found) => Ok(Some(Published::Ours(found.entry.etag.unwrap_or_else(|| ETag::new(""))))),
             _ if refused => Ok(Some(Published::Changed)),
             _ => Ok(None),

@@ -35,7 +35,8 @@ impl Transfer {
         let _bytes = self.budget.acquire(size).await;
         let chunks = gather(body, size, self.bytes.as_ref()).await?;
         drop(permit);
-        let check = self.check_held(&info, &chunks)?;
+        let mut check = self.check_held(&info, &chunks)?;
+        check.expected.replaces = held.etag().cloned();
         let mut options = self.put_options(&info, journal, false).await?;
         options.condition = self.effective(held);
         options.checksum = check.checksum;
@@ -86,7 +87,7 @@ impl Transfer {
         drop(permit);
         let md5 = self.source_md5(&info).or_else(|| seen.sum(Algorithm::Md5));
         let checksum = info.checksum.clone().or_else(|| seen.sum(Algorithm::Crc64Nvme));
-        let expected = Expected { size, etag: self.etag_from(md5.as_ref()), checksum };
+        let expected = Expected { size, etag: self.etag_from(md5.as_ref()), checksum, replaces: held.etag().cloned() };
         let published = match answer {
             Ok(written) => self.believe(key, &expected, written).await?,
             Err(error) => match self.judge(key, &expected, &error).await? {

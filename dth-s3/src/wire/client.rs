@@ -311,11 +311,19 @@ impl Wire {
         Ok(())
     }
 
+    /// Seconds by which the store's clock, as an answer shows it, is ahead of ours.
+    pub(crate) fn clock_ahead(&self, headers: &HeaderMap) -> Option<i64> {
+        let theirs = headers.get("date").and_then(|v| v.to_str().ok()).and_then(super::xml::http_date)?;
+        Some(theirs.as_second() - self.env.now().as_second())
+    }
+
+    pub(crate) fn region(&self) -> String {
+        self.place().region.clone()
+    }
+
     /// Learns how far the store's clock is from ours.
     fn learn_clock(&self, headers: &HeaderMap, used: i64) -> bool {
-        let date = headers.get("date").and_then(|v| v.to_str().ok()).and_then(super::xml::http_date);
-        let Some(theirs) = date else { return false };
-        let skew = theirs.as_second() - self.env.now().as_second();
+        let Some(skew) = self.clock_ahead(headers) else { return false };
         // Below what any store refuses, it was something else.
         if (skew - used).abs() < 60 {
             return false;

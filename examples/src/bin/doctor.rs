@@ -4,7 +4,7 @@
 
 use clap::Parser;
 use dth_core::{
-    error::{Error, Result},
+    error::{Error, ErrorKind, Result},
     index::ListRequest,
     key_map::KeyMap,
     object::ObjectKey,
@@ -12,6 +12,7 @@ use dth_core::{
     source::ReadOptions,
 };
 use dth_examples::Settings;
+use dth_s3::BucketFacts;
 use std::{path::PathBuf, process::ExitCode};
 
 /// Checks rights, region, clock and conditional writes of both sides, and names the missing IAM action.
@@ -32,6 +33,16 @@ async fn main() -> anyhow::Result<ExitCode> {
     let settings = Settings::load(&args.config)?;
     let (source, sink) = (settings.source()?, settings.sink()?);
     let mut doctor = Doctor::default();
+    for (side, directory) in [("source", &settings.source_directory), ("destination", &settings.destination_directory)] {
+        if directory.is_none() {
+            let bucket = if side == "source" { settings.source_bucket()? } else { settings.destination_bucket()? };
+            if let Some(facts) =
+                doctor.tell(&format!("{side}: credentials, clock, region"), "a valid key pair", bucket.bucket_facts().await)
+            {
+                describe(&facts);
+            }
+        }
+    }
     let request = ListRequest { prefix: settings.finder.prefix.clone(), max: Some(10), ..ListRequest::default() };
     let page = doctor.tell("source: list", "s3:ListBucket", source.list(&request).await);
     let readable = page.and_then(|p| p.entries.into_iter().find(|e| e.size.is_some_and(|s| s > 0)));
@@ -59,6 +70,25 @@ async fn main() -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(if doctor.failed { dth_examples::INCOMPLETE } else { dth_examples::OK }))
 }
 
+fn describe(facts: &BucketFacts) {
+    let text = |what: &Option<String>| what.clone().unwrap_or_else(|| "unknown (needs s3:GetBucketVersioning and the like)".into());
+    println!("      region {}, versioning {}", facts.region, text(&facts.versioning));
+    if let Some(lock) = &facts.object_lock {
+        println!("      Object Lock {lock}: writes need a checksum, which dth sends; deletions leave versions");
+    }
+    if let Some(kind) = facts.encryption.as_ref().filter(|kind| kind.starts_with("aws:kms")) {
+        println!(
+            "      encrypted by {kind}: needs kms:GenerateDataKey to write and kms:Decrypt to read; set `encryption` so that etags are taken for opaque"
+        );
+    }
+    match facts.clock_ahead_seconds {
+        Some(skew) if skew.abs() > 60 => {
+            println!("warn  the store's clock is {skew} s ahead of this machine's: set the clock (dth makes up for it meanwhile)")
+        }
+        _ => {}
+    }
+}
+
 #[derive(Default)]
 struct Doctor {
     failed: bool,
@@ -70,6 +100,10 @@ impl Doctor {
             Ok(value) => {
                 println!("ok    {what}");
                 Some(value)
+            }
+            Err(error) if error.kind() == ErrorKind::Unsupported => {
+                println!("-     {what}: this store has no such thing");
+                None
             }
             Err(error) => {
                 self.failed = true;
