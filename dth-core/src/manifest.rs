@@ -93,7 +93,8 @@ impl Spool {
     pub async fn export(&self, run: &RunId, state: &dyn StateStore, out: &mut (dyn Write + Send)) -> Result<u64> {
         let mut files: Vec<PathBuf> = match std::fs::read_dir(self.folder.join(run.as_str())) {
             Ok(found) => found.map(|file| file.map(|f| f.path())).collect::<Result<_, _>>().map_err(|e| self.failed(e))?,
-            Err(_) => Vec::new(),
+            Err(_) if state.run(run).await?.totals.unchanged.objects == 0 => Vec::new(),
+            Err(error) => return Err(self.failed(error)),
         };
         files.retain(|path| path.extension().is_some_and(|e| e == "jsonl"));
         files.sort();

@@ -59,7 +59,7 @@ pub async fn redrive(
 }
 
 /// Tries the objects again whose record says that they failed, in `run` or in any, as a run of its own: their dead letters
-/// where those are still there, new jobs otherwise. `overwrite` is the policy of such new jobs.
+/// where those are still there, new jobs otherwise (only under [`Overwrite::Always`]; other policies need a finder's look).
 pub async fn retry_failed(
     state: &dyn StateStore,
     queue: &dyn Queue,
@@ -80,7 +80,9 @@ pub async fn retry_failed(
     for job in jobs.iter().flat_map(|(_, jobs)| jobs) {
         failed.remove(&job.key);
     }
-    jobs.extend(failed.into_iter().map(|(key, size)| {
+    // A new job does not know what the finder saw: where the destination may be kept, the next finder's run decides.
+    let anew = if overwrite == Overwrite::Always { failed } else { BTreeMap::new() };
+    jobs.extend(anew.into_iter().map(|(key, size)| {
         let job = Job { size: (size > 0).then_some(size), overwrite, ..Job::copy(&Entry::new(key, size, None), Seen::Unknown) };
         (None, vec![job])
     }));

@@ -173,6 +173,8 @@ pub struct SinkCapability {
     pub max_put: u64,
     /// Most bytes of an object.
     pub max_object: u64,
+    /// Bytes that a streamed body holds inside the sink, besides those of a connection.
+    pub stream_window: u64,
     /// Multipart uploads.
     pub multipart: Option<MultipartLimits>,
     /// Conditional writes.

@@ -613,7 +613,7 @@ pub trait StateStore: fmt::Debug + Send + Sync + 'static {
     /// Decides about the packs held back: `true` lets them go, `false` drops them. Answers how many.
     async fn release_held(&self, run: &RunId, go: bool) -> Result<u64>;
 
-    /// Forgets runs that ended before this time, with their cursors, ledgers and packs; records of objects stay. Answers how
-    /// many runs.
+    /// Forgets runs that ended before this time, with their cursors, ledgers and packs; records of objects stay, and so do
+    /// cancelled runs of which messages may be left. Answers how many runs.
     async fn forget_runs(&self, ended_before: Timestamp) -> Result<u64>;
 }

@@ -199,10 +199,14 @@ impl<'a> AccessPoint<'a> {
             ("s3", Some(("accesspoint", _))) if region.is_empty() => {
                 refused("multi-region access points are not supported: name the access point or bucket of one region")
             }
-            ("s3", Some(("accesspoint", name))) if !account.is_empty() && is_label(name) => Ok(Self { region, account, name }),
+            ("s3", Some(("accesspoint", name))) if is_account(account) && is_label(name) => Ok(Self { region, account, name }),
             _ => refused("not of the form arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME"),
         }
     }
+}
+
+fn is_account(text: &str) -> bool {
+    text.len() == 12 && text.bytes().all(|b| b.is_ascii_digit())
 }
 
 /// Whether a name can be a part of a host name.
@@ -353,7 +357,8 @@ mod tests {
             ("arn:aws:s3-object-lambda:us-west-2:1:accesspoint/x", false, "Object Lambda"),
             ("arn:aws:s3-outposts:us-west-2:1:outpost/op-1/accesspoint/x", false, "Outposts"),
             ("arn:aws:s3:us-west-2:1", false, "not of the form"),
-            ("arn:aws:s3:us-west-2:1:accesspoint/evil.example/", false, "not of the form"),
+            ("arn:aws:s3:us-west-2:123456789012:accesspoint/evil.example/", false, "not of the form"),
+            ("arn:aws:s3:us-west-2:evil.example/:accesspoint/x", false, "not of the form"),
         ] {
             assert!(base("eu-west-1", bucket, fips, false).contains(named), "{bucket}: {}", base("eu-west-1", bucket, fips, false));
         }

@@ -90,6 +90,7 @@ impl Sink for S3Store {
         SinkCapability {
             max_put: 5 * GIB,
             max_object: MAX_OBJECT,
+            stream_window: 0,
             multipart: Some(MultipartLimits {
                 min_part: self.facts.min_part,
                 max_part: 5 * GIB,

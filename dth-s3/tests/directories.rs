@@ -144,6 +144,35 @@ async fn links_and_odd_names_are_accounted_for() {
     assert_eq!(memory.get(&"out/o".into()).unwrap().body, "outside");
 }
 
+/// What could be taken for something else: names that look escaped, prefixes that no path can hold, links that lead out.
+#[tokio::test]
+async fn nothing_is_taken_for_something_else() {
+    let (from, source) = directory();
+    write(from.path(), "caf\\xE9/menu\\xE9.txt", b"literal");
+    write(from.path(), "data/x", b"x");
+    assert_eq!(listed(&source).await, ["caf\\xE9/menu\\xE9.txt", "data/x"]);
+    assert_eq!(contents(&source).await["caf\\xE9/menu\\xE9.txt"], b"literal");
+    let adapter = ObjectStoreAdapter::new(Arc::new(InMemory::new()), "memory");
+    adapter.put(&"x".into(), Body::Bytes(vec!["x".into()]), &PutOptions::default()).await.unwrap();
+    for prefix in ["/data/", "a//", "../", "/", "data//"] {
+        let request = ListRequest { prefix: prefix.into(), ..ListRequest::default() };
+        assert!(source.list(&request).await.unwrap().entries.is_empty(), "{prefix}");
+        assert!(adapter.list(&request).await.unwrap().entries.is_empty(), "{prefix}");
+    }
+    let outside = tempfile::tempdir().unwrap();
+    write(outside.path(), "kept", b"kept");
+    let (to, sink) = directory();
+    symlink(outside.path(), to.path().join("out")).unwrap();
+    let written = sink.put(&"out/new".into(), Body::Bytes(vec!["x".into()]), &PutOptions::default()).await;
+    assert_eq!(written.unwrap_err().kind(), ErrorKind::Denied);
+    let deleted = sink.delete(&"out/kept".into(), &dth_core::sink::Condition::None).await;
+    assert_eq!(deleted.unwrap_err().kind(), ErrorKind::Denied);
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
+    // A root that is gone is an error, never an empty source.
+    drop(from);
+    assert!(source.list(&ListRequest::default()).await.is_err());
+}
+
 /// T1: a file that is overwritten in place while it is read never arrives mixed.
 #[tokio::test]
 async fn a_file_that_changes_while_it_is_read_is_not_believed() {

@@ -4,6 +4,9 @@
 
 #![expect(clippy::print_stdout, reason = "a program for people")]
 
+#[cfg(test)]
+mod hazards;
+
 use anyhow::{Context, bail, ensure};
 use std::{
     io::{BufRead, BufReader},

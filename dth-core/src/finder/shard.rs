@@ -33,6 +33,7 @@ struct Walk {
     ask: Vec<(Entry, Entry)>,
     /// For the manifest, where one of all objects is wanted.
     equal: Vec<Line>,
+    spools: bool,
     counted_pages: (u64, u64),
     pages: u64,
     pages_at_step: u64,
@@ -58,6 +59,7 @@ impl Inner {
             sent: Vec::new(),
             ask: Vec::new(),
             equal: Vec::new(),
+            spools: self.spool.is_some() && matches!(shared.output, Output::Run(_)),
             counted_pages: (0, 0),
             pages: 0,
             pages_at_step: 0,
@@ -168,7 +170,7 @@ impl Inner {
 
     fn unchanged(&self, walk: &mut Walk, entry: &Entry, there: &Entry) {
         walk.totals.unchanged += tally(entry);
-        if self.spool.is_some() {
+        if walk.spools {
             walk.equal.push(Line::unchanged(entry, there));
         }
     }

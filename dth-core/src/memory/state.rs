@@ -252,7 +252,8 @@ impl StateStore for MemoryState {
     async fn forget_runs(&self, ended_before: Timestamp) -> Result<u64> {
         let mut state = self.lock();
         let before = state.runs.len();
-        state.runs.retain(|_, row| row.run.ended.is_none_or(|at| at >= ended_before));
+        // Messages of a cancelled run may still be in the queue, and must be known for what they are.
+        state.runs.retain(|_, row| row.run.state == RunState::Cancelled || row.run.ended.is_none_or(|at| at >= ended_before));
         let State { packs, runs, .. } = &mut *state;
         packs.retain(|_, pack| pack.run.as_ref().is_none_or(|run| runs.contains_key(run)));
         Ok((before - state.runs.len()) as u64)

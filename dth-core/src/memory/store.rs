@@ -363,6 +363,7 @@ impl Sink for MemoryStore {
         SinkCapability {
             max_put: self.settings.max_put,
             max_object: u64::MAX,
+            stream_window: 0,
             multipart: self.settings.multipart,
             conditions: Conditions { publish: self.settings.conditions, delete: self.settings.conditions },
             verifies: self.settings.checksums,

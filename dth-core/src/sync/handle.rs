@@ -87,6 +87,8 @@ impl RunHandle {
 
     /// Waits for the end, by itself, by [`cancel`](Self::cancel) or by the task's stop token.
     pub async fn wait(self) -> Result<Report> {
+        // Paused, it would never end, and nobody can resume it any more.
+        self.resume();
         let lost = || Error::new(ErrorKind::Internal, Op::Transfer, format!("run {}", self.id)).with_source("its task panicked");
         self.report.await.unwrap_or_else(|_| Err(lost()))
     }

@@ -113,6 +113,11 @@ impl Transfer {
         from: From<'_>,
         journal: &mut Journal<'_>,
     ) -> Result<Attempt> {
+        if info.entry.etag.is_none() && info.entry.version.is_none() {
+            // T1: nothing would show that two parts are of one version.
+            return Err(Error::new(ErrorKind::Unsupported, Op::Read, job.key.to_string())
+                .with_source("the source shows neither etag nor version: it cannot be read in parts; raise `worker.transfer.single_max`"));
+        }
         let capability = self.sink.sink_capability();
         let size = info.entry.size.unwrap_or(0);
         let Some(limits) = capability.multipart.filter(|_| size <= capability.max_object) else {
@@ -194,9 +199,10 @@ impl Transfer {
             return Ok(None);
         }
         let entry = &info.entry;
-        match self.settings.retry.run(&*self.env, || self.source.head(&entry.key, entry.version.as_ref())).await {
-            // The next read tells what that means.
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        // Without the version, whose reading is a right of its own: the etag tells whether it is the same.
+        match self.settings.retry.run(&*self.env, || self.source.head(&entry.key, None)).await {
+            // The next read tells what that means; what may not be asked for is not offered.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Denied) => Ok(None),
             asked => asked.map(Some),
         }
     }

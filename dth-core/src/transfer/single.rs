@@ -78,7 +78,7 @@ impl Transfer {
         options.condition = self.effective(held);
         options.checksum.clone_from(&sum);
         journal.still_ours(&self.settings.retry, &self.env).await?;
-        let _bytes = self.budget.acquire(STREAM_WINDOW.min(size)).await;
+        let _bytes = self.budget.acquire((STREAM_WINDOW + self.sink.sink_capability().stream_window).min(size)).await;
         let (stream, seen) = tee(body, size, algorithms, proof, self.bytes.clone());
         let answer = {
             let sink = self.sink_permit().await;

@@ -19,6 +19,7 @@ use std::{
     fmt,
     fmt::Write as _,
     fs,
+    io::ErrorKind as Io,
     os::unix::{
         ffi::{OsStrExt, OsStringExt},
         fs::MetadataExt,
@@ -39,13 +40,15 @@ const STALE: Duration = Duration::from_secs(24 * 3600);
 /// **Writing**: into a temporary file in `.dth-staging`, synced, checksum verified, then renamed: a file is the old one or
 /// the whole new one. Folders are made as needed; an empty one left behind by a deletion stays.
 ///
-/// **Reading**: pinned by inode, time and size; a file that changes while it is read is read again, never mixed.
+/// **Reading**: pinned by inode, times and size; a file that changes while it is read is read again, never mixed, as far as
+/// the times of its file system tell (two writes within one tick of its clock look like one).
 ///
 /// **Keys** that no file can have (`a//b`, `dir/`, `..`, control characters, a segment over 255 bytes, `name#1`) are skipped
 /// with that reason; `a` beside `a/b` fails for the second to come; on a disk that ignores case, a key that would replace
 /// one of other case fails.
 ///
-/// **Symbolic links** to files and folders are followed, also out of the directory; a link that leads back to a folder on
+/// **Symbolic links** to files and folders are followed in reading, also out of the directory; nothing is written or deleted
+/// behind one that leads out. A link that leads back to a folder on
 /// its own way is passed over with a warning, a dangling one ends as `cancelled`. Pipes, sockets and devices are passed over
 /// with a warning. A name that is no UTF-8 is listed with `\xNN` and skipped with a reason.
 ///
@@ -85,7 +88,7 @@ impl LocalDirectory {
         let name = format!("file://{}", root.display());
         let root = Arc::new(root);
         let folders = Arc::new(Files { root: Arc::clone(&root) });
-        let inner = ObjectStoreAdapter::with_folders(Arc::new(store), name.into(), folders);
+        let inner = ObjectStoreAdapter::with_folders(Arc::new(store), name.into(), folders, 1 << 20);
         Ok(Self { inner, root, env, ignores_case: Arc::default() })
     }
 
@@ -93,40 +96,65 @@ impl LocalDirectory {
         self.root.join(key.as_str())
     }
 
+    /// What changes with every write to a file, also with one that sets its time back.
+    async fn stamp(&self, key: &ObjectKey) -> Option<(u64, u64, i64, i64)> {
+        let path = self.file(key);
+        let asked = tokio::task::spawn_blocking(move || fs::metadata(path).ok());
+        asked.await.ok().flatten().map(|m| (m.ino(), m.len(), m.ctime(), m.ctime_nsec()))
+    }
+
+    /// `Denied` when a link on the way leads out of the directory: nothing is written or deleted there.
+    fn stays_inside(&self, key: &ObjectKey, op: Op) -> Result<()> {
+        let file = self.file(key);
+        let there = file.ancestors().skip(1).find_map(|folder| fs::canonicalize(folder).ok());
+        if there.is_some_and(|folder| folder.starts_with(&*self.root)) {
+            return Ok(());
+        }
+        let error = Error::new(ErrorKind::Denied, op, self.inner.target(key));
+        Err(error.with_source("a symbolic link on its way leads out of the directory"))
+    }
+
     fn refused(&self, key: &ObjectKey, op: Op) -> Error {
         Error::new(ErrorKind::Unrepresentable, op, self.inner.target(key)).with_source("no file of ours can have this name")
     }
 
     /// The lock for a disk that ignores case; `None` on others. Asked once, by a probe.
-    async fn case_lock(&self) -> Option<&Mutex<()>> {
+    async fn case_lock(&self) -> Result<Option<&Mutex<()>>> {
         let probe = self.root.join(STAGING).join(format!("{}-case", random_id(&*self.env)));
         let now = SystemTime::from(self.env.now());
-        let asked = self.ignores_case.get_or_init(|| async move {
-            let probed = tokio::task::spawn_blocking(move || {
-                let staging = probe.parent()?;
-                fs::create_dir_all(staging).ok()?;
+        let asked = self.ignores_case.get_or_try_init(|| async move {
+            on_thread(move || {
+                let failed = |error| unreadable(&probe, error);
+                let staging = probe.parent().unwrap_or(&probe);
+                fs::create_dir_all(staging).map_err(failed)?;
                 remove_stale(staging, now);
-                fs::write(&probe, b"").ok()?;
-                let other = probe.with_file_name(probe.file_name()?.to_str()?.to_uppercase());
-                let ignores = other.exists();
+                fs::write(&probe, b"").map_err(failed)?;
+                let other = probe.file_name().unwrap_or_default().to_ascii_uppercase();
+                let ignores = probe.with_file_name(other).exists();
                 let _ = fs::remove_file(&probe);
-                Some(ignores)
-            });
-            probed.await.ok().flatten().unwrap_or(false).then(Mutex::default)
+                Ok(ignores.then(Mutex::default))
+            })
+            .await
         });
-        asked.await.as_ref()
+        Ok(asked.await?.as_ref())
     }
 
-    /// `Unrepresentable` when a file of the same name in other case is there.
+    /// `Unrepresentable` when a file or folder on the way is there under a name of other case or other normal form.
     fn same_case(&self, key: &ObjectKey) -> Result<()> {
-        match fs::canonicalize(self.file(key)) {
-            Ok(found) if found.as_os_str().len() == self.file(key).as_os_str().len() && found != self.file(key) => {
-                let there = found.strip_prefix(&*self.root).unwrap_or(&found).display().to_string();
-                Err(Error::new(ErrorKind::Unrepresentable, Op::Put, self.inner.target(key))
-                    .with_source(format!("this disk ignores case, and `{there}` is there")))
+        let mut at = self.root.to_path_buf();
+        for segment in key.as_str().split('/') {
+            let next = at.join(segment);
+            if next.symlink_metadata().is_err() {
+                return Ok(());
             }
-            _ => Ok(()),
+            let exact = fs::read_dir(&at).map_err(|e| unreadable(&at, e))?.flatten().any(|found| found.file_name() == segment);
+            if !exact {
+                return Err(Error::new(ErrorKind::Unrepresentable, Op::Put, self.inner.target(key))
+                    .with_source(format!("this disk takes `{segment}` for another name that is there")));
+            }
+            at = next;
         }
+        Ok(())
     }
 }
 
@@ -152,7 +180,7 @@ impl Index for LocalDirectory {
 
     fn carries(&self, key: &ObjectKey) -> bool {
         let text = key.as_str();
-        let staged = text.strip_prefix(STAGING).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        let staged = text.split('/').next().is_some_and(|first| first.eq_ignore_ascii_case(STAGING));
         // `LocalFileSystem` keeps `name#1` to itself.
         let own = text.rsplit('/').next().and_then(|name| name.split_once('#'));
         let own = own.is_some_and(|(_, tail)| !tail.is_empty() && tail.bytes().all(|b| b.is_ascii_digit()));
@@ -179,21 +207,22 @@ impl Source for LocalDirectory {
         if !self.carries(key) {
             return Err(self.refused(key, Op::Read));
         }
+        let before = self.stamp(key).await;
         let mut read = match self.inner.read(key, options).await {
-            Err(error) if error.kind() == ErrorKind::NotFound && self.root.join(unescape(key.as_str())).exists() => {
+            Err(error) if error.kind() == ErrorKind::NotFound && resolve(&self.root, key.as_str()).exists() => {
                 return Err(Error::new(ErrorKind::Unrepresentable, Op::Read, self.inner.target(key))
                     .with_source("the name of this file is no UTF-8: rename it"));
             }
             read => read?,
         };
         // A file can be overwritten in place: what was read counts only when it still is what was opened.
-        let (store, key, etag) = (self.inner.clone(), key.clone(), read.info.entry.etag.clone());
+        let (directory, key, etag) = (self.clone(), key.clone(), read.info.entry.etag.clone());
         read.body = checked_at_the_end(read.body, move || async move {
-            match store.head(&key, None).await {
-                Ok(now) if now.entry.etag == etag => Ok(()),
-                Ok(_) => Err(Error::new(ErrorKind::Precondition, Op::Read, store.target(&key)).with_source("it changed while it was read")),
-                Err(error) => Err(error),
+            let now = directory.inner.head(&key, None).await?;
+            if now.entry.etag == etag && before.is_some() && directory.stamp(&key).await == before {
+                return Ok(());
             }
+            Err(Error::new(ErrorKind::Precondition, Op::Read, directory.inner.target(&key)).with_source("it changed while it was read"))
         });
         Ok(read)
     }
@@ -214,7 +243,8 @@ impl Sink for LocalDirectory {
         if !self.carries(key) {
             return Err(self.refused(key, Op::Put));
         }
-        let lock = self.case_lock().await;
+        self.stays_inside(key, Op::Put)?;
+        let lock = self.case_lock().await?;
         let store = &self.inner.store;
         let staged = Path::from(format!("{STAGING}/{}", random_id(&*self.env)));
         let options = PutOptions { checksum: options.checksum.clone(), ..PutOptions::default() };
@@ -245,6 +275,7 @@ impl Sink for LocalDirectory {
     }
 
     async fn delete(&self, key: &ObjectKey, condition: &Condition) -> Result<()> {
+        self.stays_inside(key, Op::Delete)?;
         self.inner.delete(key, condition).await
     }
 }
@@ -257,17 +288,17 @@ struct Files {
 
 impl Files {
     fn items_now(root: &FilePath, folder: &str) -> Result<Vec<Item>> {
-        let here = root.join(unescape(folder));
-        let failed = |error: std::io::Error| {
-            let kind = match io_kind(&error) {
-                ErrorKind::Unrepresentable => ErrorKind::NotFound,
-                kind => kind,
-            };
-            Error::new(kind, Op::List, here.display().to_string()).with_source(error)
-        };
-        let read = match fs::read_dir(&here).map_err(failed) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            read => read?,
+        let plain = |segment: &str| !matches!(segment, "" | "." | "..");
+        if !folder.is_empty() && !folder.strip_suffix('/').is_some_and(|f| f.split('/').all(plain)) {
+            // No folder of ours can have this name; the file system would take it for another one.
+            return Ok(Vec::new());
+        }
+        let here = resolve(root, folder);
+        let failed = |error: std::io::Error| unreadable(&here, error);
+        let read = match fs::read_dir(&here) {
+            // Gone since its parent was read, or a prefix that names a file. The root itself must be there.
+            Err(error) if !folder.is_empty() && matches!(error.kind(), Io::NotFound | Io::NotADirectory) => return Ok(Vec::new()),
+            read => read.map_err(failed)?,
         };
         let mut items = Vec::new();
         for found in read {
@@ -294,20 +325,22 @@ impl Files {
         Ok(items)
     }
 
-    fn entry_now(root: &FilePath, key: String) -> Option<Entry> {
-        let path = root.join(unescape(&key));
+    /// `None` for a file that is gone since its folder was read; any other failure is one.
+    fn entry_now(root: &FilePath, key: String) -> Result<Option<Entry>> {
+        let path = resolve(root, &key);
         let meta = match fs::metadata(&path) {
             Ok(meta) => meta,
             // A dangling link is somebody's object: reading tells that it is gone.
-            Err(_) if path.symlink_metadata().is_ok() => return Some(Entry::new(key, 0, None)),
-            Err(_) => return None,
+            Err(error) if error.kind() == Io::NotFound && path.symlink_metadata().is_ok() => return Ok(Some(Entry::new(key, 0, None))),
+            Err(error) if error.kind() == Io::NotFound => return Ok(None),
+            Err(error) => return Err(unreadable(&path, error)),
         };
         let modified = meta.modified().ok().and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok()).unwrap_or_default();
         // The etag of `LocalFileSystem`, so that listings and reads speak of the same.
         let etag = ETag::new(&format!("{:x}-{:x}-{:x}", meta.ino(), modified.as_micros(), meta.len()));
         let mut entry = Entry::new(key, meta.len(), Some(etag));
-        entry.modified = jiff::Timestamp::try_from(meta.modified().ok()?).ok();
-        Some(entry)
+        entry.modified = meta.modified().ok().and_then(|at| jiff::Timestamp::try_from(at).ok());
+        Ok(Some(entry))
     }
 }
 
@@ -315,7 +348,7 @@ impl Files {
 fn leads_back(root: &FilePath, folder: &str, link: &FilePath) -> bool {
     let Ok(target) = fs::canonicalize(link) else { return false };
     let ends = std::iter::once(0).chain(folder.match_indices('/').map(|(at, _)| at + 1));
-    ends.filter_map(|end| fs::canonicalize(root.join(unescape(&folder[..end]))).ok()).any(|way| way == target)
+    ends.filter_map(|end| fs::canonicalize(resolve(root, &folder[..end])).ok()).any(|way| way == target)
 }
 
 #[async_trait]
@@ -329,7 +362,7 @@ impl Folders for Files {
         let (root, folder) = (Arc::clone(&self.root), folder.to_owned());
         on_thread(move || {
             let names = items.into_iter().filter_map(|item| if let Item::Object(name, _) = item { Some(name) } else { None });
-            Ok(names.filter_map(|name| Self::entry_now(&root, format!("{folder}{name}"))).collect())
+            names.filter_map(|name| Self::entry_now(&root, format!("{folder}{name}")).transpose()).collect()
         })
         .await
     }
@@ -340,6 +373,21 @@ async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 
         Ok(done) => done,
         Err(error) => Err(Error::new(ErrorKind::Internal, Op::List, "walking").with_source(error)),
     }
+}
+
+fn unreadable(path: &FilePath, error: std::io::Error) -> Error {
+    Error::new(io_kind(&error), Op::List, path.display().to_string()).with_source(error)
+}
+
+/// The path that a listed key stands for: a segment is itself where it is there, else what it was escaped from.
+fn resolve(root: &FilePath, key: &str) -> PathBuf {
+    if !key.contains("\\x") {
+        return root.join(key);
+    }
+    key.split('/').fold(root.to_owned(), |at, segment| {
+        let literal = at.join(segment);
+        if literal.symlink_metadata().is_ok() { literal } else { at.join(unescape(segment)) }
+    })
 }
 
 /// A file name as text: bytes that are no UTF-8 become `\xNN`.

@@ -25,8 +25,10 @@ use object_store::{
 use std::{borrow::Cow, fmt, sync::Arc};
 use walk::{Folders, Item, Walker};
 
-/// Bytes that are handed to the store at once when a body is streamed; the least that S3 takes as a part is 5 MiB.
+/// The least that S3 takes as a part is 5 MiB.
 const CHUNK: usize = 8 << 20;
+/// Stores take 10,000 parts.
+const PARTS: u64 = 9_000;
 /// Entries of a page.
 const PAGE: u32 = 1000;
 /// Checksums that are verified here, before the store is told to make the object visible.
@@ -43,6 +45,8 @@ pub struct ObjectStoreAdapter {
     store: Arc<dyn ObjectStore>,
     name: Arc<str>,
     walker: Arc<Walker>,
+    /// Bytes that are handed to the store at once when a body is streamed.
+    chunk: usize,
 }
 
 impl fmt::Debug for ObjectStoreAdapter {
@@ -56,11 +60,11 @@ impl ObjectStoreAdapter {
     pub fn new(store: Arc<dyn ObjectStore>, name: impl Into<Arc<str>>) -> Self {
         let name = name.into();
         let folders = StoreFolders { store: Arc::clone(&store), name: Arc::clone(&name) };
-        Self::with_folders(store, name, Arc::new(folders))
+        Self::with_folders(store, name, Arc::new(folders), CHUNK)
     }
 
-    fn with_folders(store: Arc<dyn ObjectStore>, name: Arc<str>, folders: Arc<dyn Folders>) -> Self {
-        Self { store, name, walker: Arc::new(Walker::new(folders)) }
+    fn with_folders(store: Arc<dyn ObjectStore>, name: Arc<str>, folders: Arc<dyn Folders>, chunk: usize) -> Self {
+        Self { store, name, walker: Arc::new(Walker::new(folders)), chunk }
     }
 
     fn target(&self, key: &ObjectKey) -> String {
@@ -94,6 +98,7 @@ impl ObjectStoreAdapter {
             Body::Stream { len, mut stream } => {
                 let begin = PutMultipartOptions { attributes, ..PutMultipartOptions::default() };
                 let mut upload = self.store.put_multipart_opts(path, begin).await.map_err(failed)?;
+                let chunk_size = self.chunk.max((len / PARTS) as usize);
                 let filled = async {
                     let (mut at, mut held, mut chunks) = (0, 0, Vec::new());
                     while let Some(chunk) = stream.next().await {
@@ -104,7 +109,7 @@ impl ObjectStoreAdapter {
                             digester.update(&chunk);
                         }
                         chunks.push(chunk);
-                        if held >= CHUNK {
+                        if held >= chunk_size {
                             held = 0;
                             upload.put_part(std::mem::take(&mut chunks).into_iter().collect()).await.map_err(failed)?;
                         }
@@ -223,8 +228,10 @@ impl Source for ObjectStoreAdapter {
 impl Sink for ObjectStoreAdapter {
     fn sink_capability(&self) -> SinkCapability {
         SinkCapability {
-            max_put: i64::MAX as u64,
-            max_object: i64::MAX as u64,
+            // 50 TB, the most that any store takes: chunks of 5.6 GB at most, one at a time.
+            max_put: 50_000_000_000_000,
+            max_object: 50_000_000_000_000,
+            stream_window: self.chunk as u64,
             multipart: None,
             conditions: Conditions { publish: false, delete: false },
             verifies: VERIFIES,
@@ -365,7 +372,14 @@ struct StoreFolders {
 #[async_trait]
 impl Folders for StoreFolders {
     async fn items(&self, folder: &str) -> Result<Vec<Item>> {
-        let prefix = exact_path(folder.trim_end_matches('/'));
+        let prefix = match folder.strip_suffix('/') {
+            None => None,
+            Some(path) => match exact_path(path) {
+                // No key of this store can lie there; without a path it would list its root.
+                None => return Ok(Vec::new()),
+                path => path,
+            },
+        };
         let failed = |e| classify(Op::List, self.name.to_string(), e);
         let listed = self.store.list_with_delimiter(prefix.as_ref()).await.map_err(failed)?;
         let folders = listed.common_prefixes.iter().filter_map(|p| p.filename()).map(|name| Item::Folder(name.to_owned()));

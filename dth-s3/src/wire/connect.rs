@@ -76,13 +76,14 @@ fn matcher(proxy: &Proxy) -> Result<Matcher> {
         Proxy::Url { url, user, password, no_proxy } => (url, user, password, no_proxy),
     };
     let invalid = |why: String| Error::new(ErrorKind::Invalid, Op::Configure, "proxy.url").with_source(why);
+    if url.contains('@') {
+        // Not repeated: there may be a password in it.
+        return Err(invalid("user and password belong into `proxy.user` and `proxy.password`".into()));
+    }
     let uri: http::Uri = url.parse().map_err(|e| invalid(format!("`{url}`: {e}")))?;
     let (Some(scheme @ ("http" | "https")), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
         return Err(invalid(format!("`{url}` is not of the form http(s)://host:port")));
     };
-    if authority.as_str().contains('@') {
-        return Err(invalid("user and password belong into `proxy.user` and `proxy.password`".into()));
-    }
     let encode = |text: &str| super::uri::query(&[("", text.to_owned())])[1..].to_owned();
     let login = user.as_ref().map(|user| format!("{}:{}@", encode(user), encode(password.as_ref().map_or("", |p| p.expose()))));
     let all = format!("{scheme}://{}{authority}", login.unwrap_or_default());

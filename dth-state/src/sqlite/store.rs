@@ -485,12 +485,14 @@ impl StateStore for Sqlite {
 
     async fn forget_runs(&self, ended_before: Timestamp) -> Result<u64> {
         self.write(Op::SaveState, move |t| {
-            let runs = "(SELECT id FROM run WHERE ended < ?1)";
+            // A worker that meets a message of a run that it does not know takes it for work.
+            let over = "ended < ?1 AND (state <> 'cancelled' OR NOT EXISTS (SELECT 1 FROM message))";
+            let runs = format!("(SELECT id FROM run WHERE {over})");
             let before = ended_before.as_millisecond();
             for table in ["pack", "shard", "outcome", "outbox"] {
                 t.execute(&format!("DELETE FROM {table} WHERE run IN {runs}"), [before])?;
             }
-            Ok(t.execute("DELETE FROM run WHERE ended < ?1", [before])? as u64)
+            Ok(t.execute(&format!("DELETE FROM run WHERE {over}"), [before])? as u64)
         })
         .await
     }

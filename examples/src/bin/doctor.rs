@@ -83,7 +83,7 @@ fn describe(facts: &BucketFacts) {
     }
     match facts.clock_ahead_seconds {
         Some(skew) if skew.abs() > 60 => {
-            println!("warn  the store's clock is {skew} s ahead of this machine's: set the clock (dth makes up for it meanwhile)")
+            println!("warn  the store's clock is {skew} s ahead of this machine's: set the clock (dth makes up for it meanwhile)");
         }
         _ => {}
     }

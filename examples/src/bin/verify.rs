@@ -44,7 +44,7 @@ async fn main() -> anyhow::Result<ExitCode> {
             let mut out = BufWriter::new(std::fs::File::create(&path).with_context(|| format!("cannot write `{}`", path.display()))?);
             let state = settings.open_state()?;
             let mut lines = manifest::export(&state, &keys, &mut out).await?;
-            if let (Some(folder), Some(run)) = (&settings.manifest, state.runs(1).await?.first()) {
+            if let (Some(folder), Some(run)) = (&settings.manifest, state.runs(100).await?.iter().find(|run| run.totals.source_pages > 0)) {
                 lines += Spool::new(folder).export(&run.id, &state, &mut out).await?;
             }
             out.flush()?;

@@ -183,6 +183,64 @@ fn requests(log: &str, from: usize) -> (BTreeMap<String, u64>, BTreeMap<String, 
     (kinds, puts)
 }
 
+/// Puts the key pairs into the environment of processes, not into files; answers what to set.
+fn keys_by_environment(pair: &mut Pair) -> Vec<(String, String)> {
+    let mut keys = Vec::new();
+    let pairs = pair.keys();
+    for (side, (access, secret)) in [&mut pair.settings.source, &mut pair.settings.destination].into_iter().zip(pairs) {
+        let prefix = format!("DTH_TEST_{}", side.bucket.to_uppercase());
+        keys.push((format!("{prefix}_ACCESS_KEY_ID"), access));
+        keys.push((format!("{prefix}_SECRET_ACCESS_KEY"), secret));
+        side.credentials = dth_s3::CredentialsConfig::EnvironmentPrefix { prefix };
+    }
+    keys
+}
+
+/// T16: SIGTERM drains: what was begun is finished and recorded, the rest goes back to the queue at once, and the next
+/// worker goes on without waiting for a lease to end.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs ministack: run `cargo xtask test`"]
+async fn a_stopped_worker_drains() {
+    let mut pair = crate::support::ministacks().await;
+    for i in 0..600 {
+        crate::support::put(&pair.source, &format!("k{i:03}"), vec![1; 100]).await;
+    }
+    let held = pair.settings.clone();
+    let keys = keys_by_environment(&mut pair);
+    pair.settings.worker.lease_seconds = 3600;
+    pair.settings.worker.transfer.requests_per_second = Some(100);
+    let config = pair.folder.path().join("task.toml");
+    std::fs::write(&config, toml::to_string(&pair.settings).unwrap()).unwrap();
+    let state = pair.settings.open_state().unwrap();
+    let spawn = |path: &str| {
+        let mut command = Command::new(path);
+        command.arg("--config").arg(&config).envs(keys.iter().cloned()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().unwrap()
+    };
+    assert!(spawn(env!("CARGO_BIN_EXE_finder")).wait().unwrap().success());
+    let mut worker = spawn(env!("CARGO_BIN_EXE_worker"));
+    let done = || async { state.query(&RecordQuery { status: Some(Status::Done), ..RecordQuery::default() }, 10_000).await.unwrap().len() };
+    while done().await < 100 {
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert!(Command::new("kill").arg(worker.id().to_string()).status().unwrap().success());
+    let asked = Instant::now();
+    let status = loop {
+        if let Some(status) = worker.try_wait().unwrap() {
+            break status;
+        }
+        assert!(asked.elapsed() < Duration::from_secs(40), "it does not stop");
+        sleep(Duration::from_millis(50)).await;
+    };
+    assert!(status.success(), "{status}");
+    let moved = done().await;
+    assert!((100..600).contains(&moved), "{moved}");
+    let depth = state.depth().await.unwrap();
+    assert!(depth.leased == 0 && depth.pending() > 0, "{depth:?}");
+    let report = held.task().unwrap().run().await.unwrap();
+    assert!(report.is_success() && report.run.outcome("copied").objects == 600, "{report}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs ministack: run `cargo xtask test`"]
 async fn killed_processes_lose_and_double_nothing() {
@@ -198,16 +256,8 @@ async fn killed_processes_lose_and_double_nothing() {
     let made: usize = script("fill.py", &pair, &[plan.objects.to_string(), plan.large_mib.to_string()]).trim().parse().unwrap();
     println!("seed {}: {made} objects to {}", plan.seed, plan.to);
 
-    // Secrets are not written into files; the processes get them by their environment.
-    let mut keys = Vec::new();
     let held = pair.settings.clone();
-    let pairs = pair.keys();
-    for (side, (access, secret)) in [&mut pair.settings.source, &mut pair.settings.destination].into_iter().zip(pairs) {
-        let prefix = format!("DTH_TEST_{}", side.bucket.to_uppercase());
-        keys.push((format!("{prefix}_ACCESS_KEY_ID"), access));
-        keys.push((format!("{prefix}_SECRET_ACCESS_KEY"), secret));
-        side.credentials = dth_s3::CredentialsConfig::EnvironmentPrefix { prefix };
-    }
+    let keys = keys_by_environment(&mut pair);
     let worker = &mut pair.settings.worker;
     worker.lease_seconds = 3;
     worker.max_delay_seconds = 1;
