@@ -138,7 +138,7 @@ fn chaos(root: &Path, arguments: &[&str]) -> anyhow::Result<ExitCode> {
     let venv = python(root)?;
     let mut command = Command::new(cargo());
     command.args(["test", "--workspace", "--features", "dth-core/conformance", "--test", "servers", "--", "--ignored", "--nocapture"]);
-    command.arg("chaos").env("DTH_VENV", &venv);
+    command.arg("killed_processes").env("DTH_VENV", &venv);
     for pair in arguments.chunks(2) {
         let (Some(name), [_, value]) = (pair[0].strip_prefix("--"), pair) else { bail!("usage: {CHAOS}") };
         match name {
