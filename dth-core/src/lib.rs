@@ -14,6 +14,10 @@ pub mod manifest;
 pub mod memory;
 pub mod object;
 pub mod plan;
+#[cfg(feature = "conformance")]
+pub mod proof;
+#[cfg(not(feature = "conformance"))]
+mod proof;
 pub mod queue;
 pub mod report;
 pub mod retry;

@@ -7,6 +7,7 @@ use crate::{
     env::Env,
     error::{ErrorKind, Result},
     key_map::KeyMap,
+    proof::{Branch, Bug, reached, wrong},
     retry::RetryPolicy,
     sink::Sink,
     state::{RunId, StateStore, Status},
@@ -54,7 +55,7 @@ pub async fn sweep(
     let mut report = SweepReport::default();
     let prefix = keys.destination_prefix(prefix);
     let mut token: Option<String> = None;
-    loop {
+    while !wrong(Bug::NoSweep) {
         let listed = retry.run(env, || sink.list_uploads(&prefix, token.as_deref())).await;
         let (uploads, next) = match listed {
             Ok(page) => page,
@@ -89,13 +90,15 @@ pub async fn sweep(
                 report.left_alone += 1;
             } else {
                 retry.run(env, || sink.abort_upload(&upload.key, &upload.id)).await?;
+                reached(Branch::SweptUpload);
                 report.aborted += 1;
             }
         }
         let stuck = next == token;
         token = next;
         if token.is_none() || stuck {
-            return Ok(report);
+            break;
         }
     }
+    Ok(report)
 }

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: everything that must pass, with the real servers that it needs.
 //!
-//! `cargo xtask simulate --seeds N [--from S]`: more schedules of the simulation.
+//! `cargo xtask simulate --seeds N [--from S]`: more schedules of the simulation; `cargo xtask seeded-bugs`: what it would find.
 
 #![expect(clippy::print_stdout, reason = "a program for people")]
 
@@ -23,15 +23,26 @@ const SIMULATE: &str = "cargo xtask simulate --seeds N [--from S]";
 const CHAOS: &str = "cargo xtask chaos [--minutes N] [--kills N] [--objects N] [--large-mib N] [--to ministack|radosgw] [--seed S] \
                      [--requests-per-second N (0 for no limit)]";
 
+/// Set for cargo, with this program as its compiler for crates of the workspace: adds the configuration of wrong variants.
+/// Flags for all crates would build the dependencies once more.
+const SEEDED: &str = "DTH_XTASK_COMPILES_SEEDED_BUGS";
+
 fn main() -> anyhow::Result<ExitCode> {
+    if std::env::var_os(SEEDED).is_some() {
+        let mut args = std::env::args_os().skip(1);
+        let rustc = args.next().context("cargo names the compiler")?;
+        let status = Command::new(rustc).args(args).args(["--cfg", "dth_seeded_bugs"]).status()?;
+        return Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
     let args: Vec<String> = std::env::args().skip(1).collect();
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask lies in the workspace")?;
     std::env::set_current_dir(root)?;
     match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["test"] => test(root),
         ["simulate", rest @ ..] => simulate(rest),
+        ["seeded-bugs"] => Ok(if seeded_bugs()?.1 == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
         ["chaos", rest @ ..] => chaos(root, rest),
-        _ => bail!("usage: cargo xtask test | {SIMULATE} | {CHAOS}"),
+        _ => bail!("usage: cargo xtask test | {SIMULATE} | cargo xtask seeded-bugs | {CHAOS}"),
     }
 }
 
@@ -44,6 +55,9 @@ fn test(root: &Path) -> anyhow::Result<ExitCode> {
     let all = ["test", "--workspace", "--features", "dth-core/conformance", "--no-fail-fast"];
     let steps: [(&str, &[&str]); 2] =
         [("tests of all crates, and doc tests", &[]), ("tests against real servers", &["--test", "servers", "--", "--ignored"])];
+    let (good, bad) = seeded_bugs()?;
+    passed += good;
+    failed += bad;
     for (what, arguments) in steps {
         println!("== {what}");
         let (good, bad) = counted(Command::new(cargo()).args(all).args(arguments).env("DTH_VENV", &venv))?;
@@ -117,6 +131,14 @@ fn debian() -> anyhow::Result<()> {
         run(Command::new("apt-get").args(["update", "-qq"]))?;
         install(&missing)
     })
+}
+
+/// Plants each wrong variant of the engine; the simulation must find it.
+fn seeded_bugs() -> anyhow::Result<(u64, u64)> {
+    println!("== seeded bugs");
+    let mut command = Command::new(cargo());
+    command.args(["test", "--workspace", "--features", "dth-core/conformance", "--test", "simulation", "seeded", "--", "--nocapture"]);
+    counted(command.env("RUSTC_WORKSPACE_WRAPPER", std::env::current_exe()?).env(SEEDED, "1"))
 }
 
 fn simulate(arguments: &[&str]) -> anyhow::Result<ExitCode> {

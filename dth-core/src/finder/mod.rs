@@ -22,6 +22,7 @@ use crate::{
         compare::{Compare, CompareBy},
         cost::{Plan, Prices, Requests},
     },
+    proof::{Branch, Bug, reached, wrong},
     queue::{Message, Queue},
     retry::RetryPolicy,
     state::{Advance, OutboxPack, PackId, Run, RunId, RunState, Shard, StateStore},
@@ -369,6 +370,7 @@ impl Inner {
             if packs.is_empty() {
                 return Ok(());
             }
+            reached(Branch::OutboxResent);
             let sent = self.send(&packs).await?;
             let step = Advance { sent, ..Advance::default() };
             self.settings.retry.run(&*self.env, || self.state.advance(id, &step)).await?;
@@ -391,7 +393,7 @@ impl Inner {
                 }
             }
             open = left;
-            match last {
+            match last.filter(|_| !wrong(Bug::BatchFailuresIgnored)) {
                 None => return Ok(packs.iter().map(|p| p.pack.clone()).collect()),
                 Some(error) if tried == retry.tries || !error.is_retryable() => return Err(error),
                 Some(_) => tokio::time::sleep(retry.jittered(tried, &*self.env)).await,

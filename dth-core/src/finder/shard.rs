@@ -9,6 +9,7 @@ use crate::{
     manifest::Line,
     object::{Entry, ObjectKey},
     plan::compare::Verdict,
+    proof::{Branch, Bug, reached, wrong},
     state::{Advance, FinderTotals, OutboxPack, PackId, Record, Shard, SkipReason, Status, Tally},
 };
 use std::{
@@ -21,6 +22,9 @@ const ARCHIVED: [&str; 8] = ["GLACIER", "DEEP_ARCHIVE", "ARCHIVE", "Archive", "C
 
 /// Pages between two steps when nothing differs; a finder that died lists at most so many again.
 const STEP_PAGES: u64 = 8;
+
+/// Requests, each for one key, to find the middle of a range.
+const PROBES: u32 = 24;
 
 struct Walk {
     shard: Shard,
@@ -38,11 +42,16 @@ struct Walk {
     pages: u64,
     pages_at_step: u64,
     split_at: u64,
+    /// No key of the range lies behind it, as far as probes found out.
+    end: Option<String>,
 }
 
 impl Inner {
     pub(super) async fn shard(self: Arc<Self>, shard: Shard, shared: Arc<Shared>) -> Result<()> {
         let from = shard.position.clone().or_else(|| shard.after.clone());
+        if shard.position.is_some() {
+            reached(Branch::ShardResumed);
+        }
         let lister = |index, prefix: String, after| Lister::new(index, Arc::clone(&self.env), self.settings.retry, prefix, after);
         let prefix = &self.settings.prefix;
         let mut source = lister(Arc::clone(&self.source), prefix.clone(), from.clone());
@@ -64,6 +73,7 @@ impl Inner {
             pages: 0,
             pages_at_step: 0,
             split_at: s.split_after_pages,
+            end: None,
         };
         loop {
             let ours = source.peek().await?.filter(|e| within(&e.key, walk.shard.until.as_ref())).map(|e| e.key.clone());
@@ -128,6 +138,7 @@ impl Inner {
             return Some(key);
         }
         match self.compare.judge(&entry, &there) {
+            _ if wrong(Bug::SizeOnlyCompare) && entry.size == there.size => self.unchanged(walk, &entry, &there),
             Verdict::Equal => self.unchanged(walk, &entry, &there),
             Verdict::Differs => self.differs(walk, &entry, &there, Action::Copy, shared),
             Verdict::AskRecord => walk.ask.push((entry, there)),
@@ -213,7 +224,10 @@ impl Inner {
         let records = self.settings.retry.run(&*self.env, || self.state.records(&keys)).await?;
         for ((entry, there), record) in ask.into_iter().zip(records) {
             match record.filter(|r| r.status == Status::Done) {
-                Some(record) if holds(&record, &entry, &there) => self.unchanged(walk, &entry, &there),
+                Some(record) if holds(&record, &entry, &there) => {
+                    reached(Branch::AskedRecord);
+                    self.unchanged(walk, &entry, &there);
+                }
                 Some(_) => self.differs(walk, &entry, &there, Action::Copy, shared),
                 None => {
                     walk.totals.unknown += tally(&entry);
@@ -242,7 +256,9 @@ impl Inner {
         if let Some(spool) = self.spool.as_ref().filter(|_| !walk.equal.is_empty()) {
             spool.write(run, &walk.shard, std::mem::take(&mut walk.equal)).await?;
         }
-        walk.ready.jobs.extend(walk.packer.take());
+        if walk.shard.done || !wrong(Bug::CursorAhead) {
+            walk.ready.jobs.extend(walk.packer.take());
+        }
         walk.ready.held.extend(walk.held_packer.take());
         let pack = |jobs, held| {
             let pack = Pack::new(&*self.env, Some(run.clone()), jobs);
@@ -255,7 +271,12 @@ impl Inner {
         let mut shards = vec![walk.shard.clone()];
         shards.extend(new);
         let step = Advance { shards, totals, packs, sent: std::mem::take(&mut walk.sent) };
-        self.advance(run, &step).await?;
+        if wrong(Bug::OutboxForgotten) {
+            // Nothing is kept of them: a finder that dies before it has sent them has lost them.
+            self.advance(run, &Advance { packs: step.packs[to_send..].to_vec(), ..step.clone() }).await?;
+        } else {
+            self.advance(run, &step).await?;
+        }
         walk.shard.version += 1;
         let totals = &step.totals;
         self.events.emit(|| Event::Found {
@@ -264,6 +285,10 @@ impl Inner {
             queued: totals.queued.objects,
             bytes: totals.queued.bytes,
         });
+        if wrong(Bug::SentMarkedEarly) {
+            walk.sent.extend(step.packs[..to_send].iter().map(|p| p.pack.clone()));
+            self.mark_sent(walk, shared).await?;
+        }
         if to_send > 0 {
             walk.sent.extend(self.send(&step.packs[..to_send]).await?);
         }
@@ -301,21 +326,36 @@ impl Inner {
         self.settings.retry.run(&*self.env, || self.state.advance(run, &step)).await
     }
 
-    /// Cuts the rest of a range in two, at a key that exists, found with one request.
+    /// A key that exists, somewhere between the position and the end of the range, by bisection: a probe that finds nothing
+    /// more has found a nearer end.
+    async fn middle_key(&self, walk: &mut Walk, position: &ObjectKey) -> Result<Option<ObjectKey>> {
+        let prefix = &self.settings.prefix;
+        for _ in 0..PROBES {
+            let end = walk.end.as_deref().or(walk.shard.until.as_ref().map(ObjectKey::as_str));
+            let Some(middle) = midpoint(position.as_str(), end, prefix.len()) else { return Ok(None) };
+            let request = ListRequest { prefix: prefix.clone(), from: ListFrom::After(ObjectKey::new(middle.as_str())), max: Some(1) };
+            let probe = self.settings.retry.run(&*self.env, || self.source.list(&request)).await?;
+            walk.totals.source_pages += 1;
+            match probe.entries.into_iter().next().map(|e| e.key) {
+                Some(key) if walk.shard.until.as_ref().is_none_or(|until| key < *until) => {
+                    return Ok((key > *position).then_some(key));
+                }
+                _ => walk.end = Some(middle),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Cuts the rest of a range in two.
     async fn split(&self, walk: &mut Walk, shared: &Shared, position: &ObjectKey) -> Result<()> {
         walk.split_at = walk.pages * 2;
-        let Some(middle) = midpoint(position.as_str(), walk.shard.until.as_ref().map(ObjectKey::as_str)) else { return Ok(()) };
-        let request = ListRequest { prefix: self.settings.prefix.clone(), from: ListFrom::After(ObjectKey::new(middle)), max: Some(1) };
-        let probe = self.settings.retry.run(&*self.env, || self.source.list(&request)).await?;
-        walk.totals.source_pages += 1;
-        let Some(cut) = probe.entries.into_iter().next().map(|e| e.key) else { return Ok(()) };
-        if cut <= *position || !within(&cut, walk.shard.until.as_ref()) {
-            return Ok(());
-        }
+        let Some(cut) = self.middle_key(walk, position).await? else { return Ok(()) };
         let id = shared.next_shard.fetch_add(1, Relaxed) as u32;
+        reached(Branch::ShardSplit);
         let new = Shard { id, after: Some(cut.clone()), until: walk.shard.until.clone(), position: None, done: false, version: 0 };
         walk.shard.position = Some(position.clone());
         walk.shard.until = Some(cut);
+        walk.end = None;
         self.step(walk, shared, Some(new.clone())).await?;
         tracing::debug!(shard = walk.shard.id, new = id, "range cut in two");
         walk.split_at = walk.pages + self.settings.split_after_pages;
@@ -353,28 +393,35 @@ fn holds(record: &Record, entry: &Entry, there: &Entry) -> bool {
 }
 
 fn within(key: &ObjectKey, until: Option<&ObjectKey>) -> bool {
-    until.is_none_or(|until| key <= until)
+    until.is_none_or(|until| key < until || key == until && !wrong(Bug::SplitGap))
 }
 
 fn tally(entry: &Entry) -> Tally {
     Tally::one(entry.size.unwrap_or(0))
 }
 
-/// A string about half-way between two keys. `None` when there is none to be had.
-fn midpoint(low: &str, high: Option<&str>) -> Option<String> {
-    let common: usize = match high {
+/// A string about half-way between two keys that begin with the same `shared` bytes. `None` when there is none to be had.
+fn midpoint(low: &str, high: Option<&str>, shared: usize) -> Option<String> {
+    let mut common: usize = match high {
         Some(high) => low.chars().zip(high.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum(),
-        None => 0,
+        None => shared.min(low.len()),
     };
-    let from = low[common..].chars().next().map_or(0x20, u32::from);
+    let next = |at: usize| low[at..].chars().next();
+    let mut from = next(common).map_or(0x1f, u32::from);
     // Most keys are ASCII: without an upper bound, its end is the better guess.
-    let to = match high {
+    let top = |from: u32| if from < 0x7d { 0x7e } else { 0x0010_FFFF };
+    let mut to = match high {
         Some(high) => u32::from(high[common..].chars().next()?),
-        None if from < 0x7e => 0x7e,
-        None => 0x0010_FFFF,
+        None => top(from),
     };
-    let middle = from + to.saturating_sub(from) / 2;
-    let middle = (middle..=to).find_map(char::from_u32).filter(|c| u32::from(*c) > from)?;
+    while to.saturating_sub(from) < 2 {
+        // Neighbours: everything between them begins like the lower one.
+        common += next(common)?.len_utf8();
+        from = next(common).map_or(0x1f, u32::from);
+        to = top(from);
+    }
+    let middle = from + (to - from) / 2;
+    let middle = (middle..to).chain(from + 1..middle).find_map(char::from_u32)?;
     Some(format!("{}{middle}", &low[..common]))
 }
 
@@ -385,11 +432,27 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_midpoint_lies_between(a in "\\PC{0,6}", b in proptest::option::of("\\PC{1,6}")) {
-            if b.as_ref().is_none_or(|b| a < *b) && let Some(middle) = midpoint(&a, b.as_deref()) {
+        fn a_midpoint_lies_between(shared in "\\PC{0,4}", a in "\\PC{0,6}", b in proptest::option::of("\\PC{1,6}")) {
+            let (a, b) = (shared.clone() + &a, b.map(|b| shared.clone() + &b));
+            if b.as_ref().is_none_or(|b| a < *b) && let Some(middle) = midpoint(&a, b.as_deref(), shared.len()) {
                 prop_assert!(middle > a, "{middle:?} > {a:?}");
-                prop_assert!(b.as_ref().is_none_or(|b| middle <= *b), "{middle:?} <= {b:?}");
+                prop_assert!(middle.starts_with(&shared));
+                prop_assert!(b.as_ref().is_none_or(|b| middle < *b), "{middle:?} < {b:?}");
             }
+        }
+    }
+
+    #[test]
+    fn bisection_finds_keys_behind_a_long_prefix_that_all_share() {
+        let keys: Vec<String> = (0..1000).map(|n| format!("data/2024/{n:03}")).collect();
+        let (low, mut high) = (&keys[10], None::<String>);
+        for probes in 1.. {
+            let middle = midpoint(low, high.as_deref(), 0).unwrap();
+            if let Some(found) = keys.iter().find(|k| **k > middle) {
+                assert!(probes <= PROBES * 3 && found > low, "{found} after {probes}");
+                break;
+            }
+            high = Some(middle);
         }
     }
 }

@@ -3,6 +3,7 @@
 use crate::{
     error::{Error, ErrorKind, Op, Result},
     object::ObjectKey,
+    proof::{Bug, wrong},
     sink::{Part, UploadId},
     state::{
         Advance, Claim, Committed, Fence, JobEnd, Origin, OutboxPack, PackId, Record, RecordQuery, RecordWrite, Run, RunId, RunState,
@@ -76,7 +77,9 @@ impl State {
     fn count(&mut self, run: &RunId, end: &JobEnd) {
         let Some(Origin(pack, index)) = &end.origin else { return };
         let first = self.packs.entry(pack.clone()).or_default().ended.insert(*index);
-        if first && let Some(row) = self.runs.get_mut(run) {
+        if (first || wrong(Bug::OutcomeCountedTwice))
+            && let Some(row) = self.runs.get_mut(run)
+        {
             *row.run.outcomes.entry(end.outcome.label()).or_default() += Tally::one(end.bytes);
         }
     }
@@ -113,7 +116,9 @@ impl StateStore for MemoryState {
             row.incarnation = incarnation;
             row.run = run.cloned();
         }
-        row.epoch += 1;
+        if row.epoch == 0 || !wrong(Bug::NoClaim) {
+            row.epoch += 1;
+        }
         let fence = Fence { pack: pack.clone(), incarnation: row.incarnation, epoch: row.epoch };
         let ended = jobs.iter().map(|(_, origin)| state.has_ended(origin.as_ref())).collect();
         let records = jobs.iter().map(|(key, _)| state.records.get(key).cloned()).collect();
@@ -123,13 +128,13 @@ impl StateStore for MemoryState {
     async fn commit(&self, fence: &Fence, writes: &[RecordWrite]) -> Result<Committed> {
         let mut state = self.lock();
         let current = state.packs.get(&fence.pack).is_some_and(|p| p.incarnation == fence.incarnation && p.epoch == fence.epoch);
-        if !current {
+        if !current && !wrong(Bug::UnfencedState) {
             return Ok(Committed::Fenced);
         }
         let mut results = Vec::with_capacity(writes.len());
         for write in writes {
             let stored = state.records.get(&write.record.key);
-            if stored.map_or(0, |r| r.version) != write.record.version {
+            if stored.map_or(0, |r| r.version) != write.record.version && !wrong(Bug::UnversionedRecords) && !wrong(Bug::UnfencedState) {
                 results.push(WriteResult::Conflict(stored.cloned().map(Box::new)));
                 continue;
             }
@@ -216,7 +221,7 @@ impl StateStore for MemoryState {
             return Err(Error::new(ErrorKind::Precondition, Op::SaveState, format!("run {run} is {}", row.run.state.as_str())));
         }
         for shard in &step.shards {
-            if row.shards.get(&shard.id).map_or(0, |s| s.version) != shard.version {
+            if row.shards.get(&shard.id).map_or(0, |s| s.version) != shard.version && !wrong(Bug::UnversionedCursor) {
                 let text = format!("shard {} of run {run}", shard.id);
                 return Err(Error::new(ErrorKind::Precondition, Op::SaveState, text));
             }

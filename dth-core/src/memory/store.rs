@@ -30,6 +30,8 @@ pub struct MemoryStoreSettings {
     pub etag: EtagKind,
     /// Whether conditions on writes are honoured (ignored otherwise).
     pub conditions: bool,
+    /// Whether reads may be pinned to an etag (ignored otherwise).
+    pub read_conditions: bool,
     /// Checksums that it gives for whole objects and verifies on writes.
     pub checksums: &'static [Algorithm],
     /// Limits of multipart uploads; `None` for none.
@@ -49,6 +51,7 @@ impl Default for MemoryStoreSettings {
             page: 1000,
             etag: EtagKind::Md5,
             conditions: true,
+            read_conditions: true,
             checksums: &[Algorithm::Md5, Algorithm::Crc64Nvme],
             multipart: Some(MultipartLimits { min_part: 1, max_part: 1 << 30, max_parts: 10_000, list_parts: true, list_uploads: true }),
             max_put: 5 << 30,
@@ -90,10 +93,19 @@ struct State {
     watcher: Option<Watcher>,
 }
 
-/// Sees every object at the moment at which it becomes visible.
-pub type Publication = dyn Fn(&ObjectKey, &StoredObject) + Send + Sync;
+/// What happens to a key.
+#[derive(Debug, Clone, Copy)]
+pub enum Change<'a> {
+    /// This object becomes visible.
+    Published(&'a StoredObject),
+    /// This object is removed.
+    Removed(&'a StoredObject),
+}
 
-struct Watcher(Box<Publication>);
+/// Sees every change at the moment at which it becomes visible.
+pub type Watch = dyn Fn(&ObjectKey, Change<'_>) + Send + Sync;
+
+struct Watcher(Box<Watch>);
 
 impl std::fmt::Debug for Watcher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -147,8 +159,8 @@ impl MemoryStore {
         self.lock().objects.clone()
     }
 
-    /// Shows every publication from now on to `watcher`, which must not call the store.
-    pub fn watch(&self, watcher: Box<Publication>) {
+    /// Shows every change by a call of [`Sink`] from now on to `watcher`, which must not call the store.
+    pub fn watch(&self, watcher: Box<Watch>) {
         self.lock().watcher = Some(Watcher(watcher));
     }
 
@@ -187,7 +199,7 @@ impl MemoryStore {
             modified: Timestamp::from_millisecond(1_700_000_000_000 + state.last as i64).unwrap_or(Timestamp::MAX),
         };
         if let Some(watcher) = &state.watcher {
-            (watcher.0)(key, &object);
+            (watcher.0)(key, Change::Published(&object));
         }
         state.objects.insert(key.clone(), Arc::new(object));
         etag
@@ -310,7 +322,7 @@ impl Index for MemoryStore {
 impl Source for MemoryStore {
     fn source_capability(&self) -> SourceCapability {
         SourceCapability {
-            conditional_read: true,
+            conditional_read: self.settings.read_conditions,
             ranged: true,
             first_part: true,
             checksums: self.settings.checksums,
@@ -321,7 +333,7 @@ impl Source for MemoryStore {
 
     async fn read(&self, key: &ObjectKey, options: &ReadOptions) -> Result<Read> {
         let object = self.get(key).ok_or_else(|| Error::new(ErrorKind::NotFound, Op::Read, self.target(key)))?;
-        if options.if_match.as_ref().is_some_and(|etag| *etag != object.etag) {
+        if self.settings.read_conditions && options.if_match.as_ref().is_some_and(|etag| *etag != object.etag) {
             return Err(Error::new(ErrorKind::Precondition, Op::Read, self.target(key)));
         }
         let size = object.body.len() as u64;
@@ -386,7 +398,9 @@ impl Sink for MemoryStore {
     async fn delete(&self, key: &ObjectKey, condition: &Condition) -> Result<()> {
         let mut state = self.lock();
         self.check(&state, key, condition, Op::Delete)?;
-        state.objects.remove(key);
+        if let (Some(removed), Some(watcher)) = (state.objects.remove(key), &state.watcher) {
+            (watcher.0)(key, Change::Removed(&removed));
+        }
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use crate::{
     checksum::{Algorithm, Checksum},
     error::{Error, ErrorKind, Op, Result},
     object::{ETag, EtagKind, ObjectInfo},
+    proof::{Branch, Bug, reached, wrong},
     state::Verified,
 };
 use bytes::Bytes;
@@ -27,7 +28,8 @@ impl Expected {
     pub(super) fn matches(&self, found: &ObjectInfo) -> bool {
         let by_etag = !found.opaque_etag && self.etag.is_some() && self.etag == found.entry.etag;
         let by_sum = self.checksum.is_some() && self.checksum == found.checksum;
-        found.entry.size == Some(self.size) && (by_etag || by_sum)
+        let by_size = wrong(Bug::OpaqueEtagBelieved) && self.etag.is_none();
+        found.entry.size == Some(self.size) && (by_etag || by_sum || by_size)
     }
 
     /// Whether the answer to a write contradicts what was sent.
@@ -92,7 +94,7 @@ impl Transfer {
         } else if !info.opaque_etag && self.source.index_capability().etag == EtagKind::Md5 && etag.and_then(ETag::part_count) == Some(1) {
             let sum = Checksum::of(Algorithm::Md5, body);
             let part: [u8; 16] = sum.value.as_slice().try_into().expect("an MD5 has 16 bytes");
-            if etag != Some(&ETag::of_parts(&[part])) {
+            if etag != Some(&ETag::of_parts(&[part])) && !wrong(Bug::NoEndToEnd) {
                 return Err(corrupt(info));
             }
             md5 = Some(sum);
@@ -122,7 +124,11 @@ impl Transfer {
 }
 
 fn same(info: &ObjectInfo, computed: &Checksum, offered: &Checksum) -> Result<()> {
-    if computed == offered { Ok(()) } else { Err(corrupt(info)) }
+    if computed == offered || wrong(Bug::NoEndToEnd) {
+        return Ok(());
+    }
+    reached(Branch::Refused);
+    Err(corrupt(info))
 }
 
 pub(super) fn corrupt(info: &ObjectInfo) -> Error {

@@ -3,10 +3,11 @@
 use crate::{
     env::SharedEnv,
     error::{Error, ErrorKind, Op, Result},
-    object::{ETag, ObjectKey},
+    object::{ETag, Entry, ObjectKey},
+    proof::{Branch, Bug, reached, wrong},
     retry::RetryPolicy,
     sink::{Part, UploadId},
-    state::{Committed, Fence, Record, RecordWrite, RunId, StateStore, Status, WriteResult},
+    state::{Committed, Fence, Record, RecordWrite, RunId, SourceVersion, StateStore, Status, WriteResult},
 };
 use jiff::Timestamp;
 use std::{
@@ -132,6 +133,7 @@ impl<'a> Journal<'a> {
                 }
                 // A repeated write whose first answer was lost conflicts with itself.
                 Some(WriteResult::Conflict(Some(stored))) if is_same(&stored, &record) => {
+                    reached(Branch::OwnCommitSeen);
                     self.record = *stored;
                     Ok(())
                 }
@@ -140,10 +142,29 @@ impl<'a> Journal<'a> {
         }
     }
 
-    /// `Conflict` when a later delivery has taken the message over: what is found anew is that one's to publish.
+    /// To be called before anything becomes visible. `Conflict` when a later delivery has taken the message over.
+    ///
+    /// A redelivered message may be gone already (another delivery of it was acknowledged): if this worker died between
+    /// publishing and recording, nobody would ever correct a record that says `done`. So it is taken back first.
+    pub(super) async fn about_to_publish(&mut self, source: &Entry, retry: &RetryPolicy, env: &SharedEnv) -> Result<()> {
+        if self.store.is_some() && self.is_redelivery() && self.record.status == Status::Done && !wrong(Bug::DoneLeftStanding) {
+            reached(Branch::DoneTakenBack);
+            let mut record = self.next(Status::Started, env.now());
+            record.source = Some(SourceVersion::of(source));
+            record.destination = None;
+            return self.save(record, retry, env).await;
+        }
+        if self.store.is_some_and(|tenure| tenure.held().elapsed() < TRUST) {
+            return Ok(());
+        }
+        self.still_ours(retry, env).await
+    }
+
+    /// Asks whether a later delivery has taken the message over, which is a `Conflict`: what is found anew is that one's to
+    /// publish.
     pub(super) async fn still_ours(&self, retry: &RetryPolicy, env: &SharedEnv) -> Result<()> {
         let Some(tenure) = self.store else { return Ok(()) };
-        if tenure.held().elapsed() < TRUST {
+        if wrong(Bug::SleeperPublishes) {
             return Ok(());
         }
         let asked = Instant::now();
@@ -152,8 +173,11 @@ impl<'a> Journal<'a> {
                 *tenure.held() = asked;
                 Ok(())
             }
-            Committed::Fenced => Err(Error::new(ErrorKind::Conflict, Op::SaveState, self.record.key.to_string())
-                .with_source("another worker has taken this message over")),
+            Committed::Fenced => {
+                reached(Branch::NotOursAnyMore);
+                Err(Error::new(ErrorKind::Conflict, Op::SaveState, self.record.key.to_string())
+                    .with_source("another worker has taken this message over"))
+            }
         }
     }
 

@@ -21,6 +21,7 @@ use crate::{
     key_map::KeyMap,
     limit::{AdaptiveLimit, AdaptivePermit, AdaptiveSettings, MemoryBudget, RateLimit},
     object::{ETag, Entry, EtagKind, ObjectInfo, ObjectKey},
+    proof::{Branch, Bug, reached, wrong},
     retry::RetryPolicy,
     sink::{Condition, PutOptions, Sink},
     source::{Read, ReadOptions, ReadRange, Source},
@@ -201,6 +202,7 @@ impl Transfer {
                     return Ok(self.skipped(journal, reason, job.size.unwrap_or(0)));
                 }
                 Ok(Attempt::Changed) => {
+                    reached(Branch::DestinationChanged);
                     starts += 1;
                     if starts >= FRESH_STARTS {
                         return Err(Error::new(ErrorKind::Conflict, Op::Transfer, self.name_of(key))
@@ -342,7 +344,10 @@ impl Transfer {
             return Ok(None);
         }
         let found = self.look(key).await?;
-        let holds = found.is_some_and(|info| info.entry.etag == record.destination);
+        let holds = wrong(Bug::RecordTrusted) || found.is_some_and(|info| info.entry.etag == record.destination);
+        if holds {
+            reached(Branch::RecordedAlready);
+        }
         Ok(holds.then(|| Ended {
             outcome: Outcome::AlreadyCurrent,
             bytes: job.size.unwrap_or(0),
@@ -387,6 +392,7 @@ impl Transfer {
         if self.look(key).await?.is_none_or(|found| found.entry.etag.as_ref() != Some(etag)) {
             return Ok(None);
         }
+        reached(Branch::AlreadyThere);
         self.drop_upload(job, journal).await?;
         if self.sink.sink_capability().tags_follow && journal.is_redelivery() {
             // A worker may have died between the completion and the tags.
@@ -417,7 +423,8 @@ impl Transfer {
     /// The end of an object that cannot be read; errors that may pass go on.
     async fn unreadable(&self, job: &Job, error: Error, journal: &mut Journal<'_>) -> Result<Ended> {
         match error.kind() {
-            ErrorKind::NotFound => {
+            kind if kind == ErrorKind::NotFound || wrong(Bug::AnyErrorIsGone) => {
+                reached(Branch::Vanished);
                 self.drop_upload(job, journal).await?;
                 let record = Record { source: None, destination: None, ..journal.next(Status::Cancelled, self.env.now()) };
                 Ok(Ended { outcome: Outcome::Cancelled, bytes: job.size.unwrap_or(0), record })
@@ -463,19 +470,26 @@ impl Transfer {
         let retry = self.settings.retry;
         // I5: never delete what the source holds.
         match retry.run(&*self.env, || self.source.head(&job.key, None)).await {
-            Ok(info) => return Ok(self.skipped(journal, SkipReason::SourceExists, info.entry.size.unwrap_or(0))),
+            _ if wrong(Bug::DeleteUnseen) => {}
+            Ok(info) => {
+                reached(Branch::DeleteRefused);
+                return Ok(self.skipped(journal, SkipReason::SourceExists, info.entry.size.unwrap_or(0)));
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => self.confirm_gone(&job.key, &error).await?,
             Err(error) => return Err(error),
         }
         self.drop_upload(job, journal).await?;
         let condition = match job.destination.condition() {
-            Some(condition) if self.sink.sink_capability().conditions.delete => condition,
+            Some(condition) if self.sink.sink_capability().conditions.delete && !wrong(Bug::UnconditionalDelete) => condition,
             _ => Condition::None,
         };
         let outcome = match retry.run(&*self.env, || self.sink.delete(key, &condition)).await {
             Ok(()) => Outcome::Deleted,
             // Somebody wrote it since it was listed: a later run looks again.
-            Err(error) if error.kind() == ErrorKind::Precondition => Outcome::Skipped(SkipReason::Newer),
+            Err(error) if error.kind() == ErrorKind::Precondition => {
+                reached(Branch::DeleteConflict);
+                Outcome::Skipped(SkipReason::Newer)
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => Outcome::Deleted,
             Err(error) => return Err(error),
         };
@@ -539,7 +553,7 @@ impl Transfer {
         }
         let permit = self.source_limit.acquire().await;
         let read = note(&permit, self.source.read(key, options).await)?;
-        if options.if_match.is_some() && options.if_match != read.info.entry.etag {
+        if options.if_match.is_some() && options.if_match != read.info.entry.etag && !wrong(Bug::AnswerNotCompared) {
             // The server ignored If-Match; the answer tells.
             return Err(Error::new(ErrorKind::Precondition, Op::Read, key.to_string()));
         }

@@ -17,6 +17,7 @@ use crate::{
     limit::AdaptivePermit,
     object::{ETag, EtagKind, ObjectInfo, ObjectKey},
     plan::parts::PartPlan,
+    proof::{Branch, Bug, reached, wrong},
     sink::{Body, Condition, MultipartLimits, Part, PutOptions, UploadId},
     source::{ByteStream, CopyOrigin, Read, ReadOptions, ReadRange},
     state::{Record, SkipReason, SourceVersion, Status, UploadRecord, Verified},
@@ -92,7 +93,7 @@ impl Transfer {
         let md5 = self.source_md5(&info);
         let expected =
             Expected { size, etag: self.etag_from(md5.as_ref()), checksum: info.checksum.clone(), replaces: held.etag().cloned() };
-        journal.still_ours(&self.settings.retry, &self.env).await?;
+        journal.about_to_publish(&info.entry, &self.settings.retry, &self.env).await?;
         let copied = self.publish(key, &expected, || self.sink.copy(origin, &etag, key, &options)).await;
         match copied {
             Ok(published) => self.ended(key, &info, expected, Verified::Store, published, journal).await,
@@ -148,6 +149,7 @@ impl Transfer {
             Ok(parts) => parts,
             Err(error) if error.kind() == ErrorKind::Precondition => {
                 // T1: the source was overwritten while its parts were read.
+                reached(Branch::SourceChanged);
                 self.drop_upload(job, journal).await?;
                 return Ok(Attempt::Changed);
             }
@@ -156,6 +158,7 @@ impl Transfer {
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 // The upload ended under us: another worker completed or aborted it. If it did not, it does now.
+                reached(Branch::UploadEnded);
                 self.drop_upload(job, journal).await?;
                 return Ok(Attempt::Changed);
             }
@@ -175,8 +178,9 @@ impl Transfer {
         let parts: Vec<Part> = parts.into_iter().map(|(part, _)| part).collect();
         let mut options = options;
         options.condition = self.effective(held);
-        options.checksum = expected.checksum.clone().filter(|c| capability.verifies.contains(&c.algorithm));
-        journal.still_ours(&self.settings.retry, &self.env).await?;
+        options.checksum =
+            expected.checksum.clone().filter(|c| capability.verifies.contains(&c.algorithm) && !wrong(Bug::NoUploadChecksum));
+        journal.about_to_publish(&info.entry, &self.settings.retry, &self.env).await?;
         let expected = Expected { replaces: held.etag().cloned(), ..expected };
         match self.complete(key, &upload, &parts, &options, &expected).await? {
             Published::Ours(etag) => {
@@ -251,13 +255,21 @@ impl Transfer {
         let mut record = journal.next(Status::Started, now);
         record.source = Some(source.clone());
         record.destination = None;
-        record.uploads_since = record.uploads_since.or(Some(now));
+        if !wrong(Bug::UploadsUnnoted) {
+            record.uploads_since = record.uploads_since.or(Some(now));
+        }
         if let Some(UploadRecord { id: Some(id), part_size, source: of }) = &known {
-            let same = limits.list_parts && *part_size == layout.plan.part_size && *of == source;
+            let same = limits.list_parts && *part_size == layout.plan.part_size && (*of == source || wrong(Bug::StaleUpload));
+            if !same {
+                reached(Branch::UploadOfOtherVersion);
+            }
             if same {
                 // Taking the record over stops an earlier owner at its next write (T10).
                 journal.save(record.clone(), &retry, &self.env).await?;
                 if let Some(have) = self.resumable(key, id, layout, journal).await? {
+                    if !have.is_empty() {
+                        reached(Branch::UploadContinued);
+                    }
                     tracing::info!(%key, upload = id.as_str(), parts = have.len(), of = layout.plan.count(), "resuming upload");
                     return Ok((id.clone(), have));
                 }
@@ -267,9 +279,19 @@ impl Transfer {
         // T2: anything else is thrown away, after the record says that nobody may continue it.
         record.upload = Some(UploadRecord { id: None, part_size: layout.plan.part_size, source: source.clone() });
         journal.save(record, &retry, &self.env).await?;
-        if let Some(id) = known.and_then(|u| u.id) {
+        if let Some(id) = known.and_then(|u| u.id)
+            && !wrong(Bug::UploadByPrefix)
+        {
             self.abort(key, &id).await?;
             journal.forget_parts(&id, &retry, &self.env).await?;
+        }
+        if wrong(Bug::UploadByPrefix)
+            && let Some(found) = self.sink.list_uploads(key.as_str(), None).await?.0.into_iter().find(|u| u.key == *key)
+        {
+            let have = self.sink.list_parts(key, &found.id).await?;
+            let fits =
+                |p: &Part| p.number <= layout.plan.count() && p.size == layout.plan.range(p.number).end - layout.plan.range(p.number).start;
+            return Ok((found.id, have.into_iter().filter(fits).map(|p| (p.number, p)).collect()));
         }
         let mut options = options.clone();
         options.checksum = layout.algorithms.iter().find(|a| a.combines()).map(|a| Checksum { algorithm: *a, value: Vec::new() });
@@ -413,7 +435,7 @@ impl Transfer {
             None => {
                 let options = ReadOptions {
                     range: ReadRange::Bytes(range.clone()),
-                    if_match: info.entry.etag.clone(),
+                    if_match: info.entry.etag.clone().filter(|_| !wrong(Bug::NoIfMatch)),
                     // The etag pins as well, and needs no right to read versions.
                     version: info.entry.version.clone().filter(|_| info.entry.etag.is_none()),
                 };
@@ -425,7 +447,7 @@ impl Transfer {
                 (read.body, permit)
             }
         };
-        let _bytes = self.budget.acquire(STREAM_WINDOW.min(len)).await;
+        let _bytes = self.budget.acquire(if wrong(Bug::NoBudget) { 0 } else { STREAM_WINDOW.min(len) }).await;
         let (stream, seen) = tee(body, len, &layout.algorithms, Proof::None, self.bytes.clone());
         let answer = {
             let sink = self.sink_permit().await;
@@ -443,6 +465,9 @@ impl Transfer {
         }
         let md5 = seen.sum(Algorithm::Md5).and_then(|c| self.etag_from(Some(&c)));
         let other_sum = part.checksum.as_ref().is_some_and(|stored| seen.sum(stored.algorithm).is_some_and(|sent| sent != *stored));
+        if wrong(Bug::NoUploadChecksum) {
+            return Ok((part, layout.judge.and_then(|a| seen.sum(a))));
+        }
         if part.size != len || md5.is_some_and(|md5| md5 != part.etag) || other_sum {
             return Err(Error::new(ErrorKind::Corrupt, Op::PutPart, self.name_of(key))
                 .with_source(format!("the destination stored other bytes of part {number} than were sent")));
@@ -457,7 +482,8 @@ impl Transfer {
         let stored = parts.iter().map(|(p, _)| p.etag.as_md5()).collect::<Option<Vec<_>>>().map(|md5s| ETag::of_parts(&md5s));
         let etag = stored.filter(|_| self.sink.index_capability().etag == EtagKind::Md5);
         if layout.parity || layout.judge == Some(Algorithm::Md5) {
-            if parts_etag(layout, parts) != info.entry.etag {
+            if parts_etag(layout, parts) != info.entry.etag && !wrong(Bug::NoProofOfParts) {
+                reached(Branch::WrongPartsEtag);
                 return Err(corrupt(info));
             }
             return Ok((Expected { size, etag, ..Expected::default() }, Verified::Source(Algorithm::Md5)));
@@ -472,7 +498,10 @@ impl Transfer {
         }
         let offered = info.checksum.as_ref().filter(|c| whole.as_ref().is_some_and(|w| w.algorithm == c.algorithm));
         let verified = match (offered, &whole) {
-            (Some(offered), Some(whole)) if offered != whole => return Err(corrupt(info)),
+            (Some(offered), Some(whole)) if offered != whole && !wrong(Bug::NoProofOfParts) => {
+                reached(Branch::Refused);
+                return Err(corrupt(info));
+            }
             (Some(offered), _) => Verified::Source(offered.algorithm),
             (None, Some(whole)) => Verified::Transport(whole.algorithm),
             (None, None) => Verified::Transport(Algorithm::Md5),

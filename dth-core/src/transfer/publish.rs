@@ -4,6 +4,7 @@ use super::{Transfer, check::Expected, note};
 use crate::{
     error::{Error, ErrorKind, Op, Result},
     object::{ETag, ObjectKey},
+    proof::{Branch, Bug, reached, wrong},
     sink::{Condition, Written},
 };
 use std::future::Future;
@@ -50,17 +51,33 @@ impl Transfer {
         if !refused && !error.maybe_applied() {
             return Ok(None);
         }
+        if !refused && wrong(Bug::LostAnswerIsSuccess) {
+            return Ok(Some(Published::Ours(expected.etag.clone().unwrap_or_else(|| ETag::new("")))));
+        }
         match self.look(key).await? {
-            Some(found) if !refused && found.entry.etag.is_some() && found.entry.etag == expected.replaces => Ok(None),
-            Some(found) if expected.matches(&found) => Ok(Some(Published::Ours(found.entry.etag.unwrap_or_else(|| ETag::new(""))))),
+            Some(found)
+                if !refused && found.entry.etag.is_some() && found.entry.etag == expected.replaces && !wrong(Bug::LateWriteForgotten) =>
+            {
+                reached(Branch::LateWriteAwaited);
+                Ok(None)
+            }
+            Some(found) if expected.matches(&found) => {
+                reached(Branch::LookedAndOurs);
+                Ok(Some(Published::Ours(found.entry.etag.unwrap_or_else(|| ETag::new("")))))
+            }
             _ if refused => Ok(Some(Published::Changed)),
-            _ => Ok(None),
+            _ => {
+                reached(Branch::LookedAndNot);
+                Ok(None)
+            }
         }
     }
 
     /// A good answer must fit what was sent.
     pub(super) async fn believe(&self, key: &ObjectKey, expected: &Expected, written: Written) -> Result<Published> {
-        if expected.contradicts(written.etag.as_ref().filter(|_| !written.opaque_etag), written.checksum.as_ref()) {
+        if !wrong(Bug::NoUploadChecksum)
+            && expected.contradicts(written.etag.as_ref().filter(|_| !written.opaque_etag), written.checksum.as_ref())
+        {
             return Err(
                 Error::new(ErrorKind::Corrupt, Op::Put, self.name_of(key)).with_source("the destination stored other bytes than were sent")
             );
@@ -77,7 +94,7 @@ impl Transfer {
 
     /// The condition as far as the sink honours it.
     pub(super) fn effective(&self, held: &Condition) -> Condition {
-        if self.sink.sink_capability().conditions.publish { held.clone() } else { Condition::None }
+        if self.sink.sink_capability().conditions.publish && !wrong(Bug::UnconditionalPut) { held.clone() } else { Condition::None }
     }
 
     /// Where the sink honours no conditions, a late write of a dead worker can land on ours: look once more when that is

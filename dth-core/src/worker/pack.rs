@@ -5,6 +5,7 @@ use crate::{
     error::{Error, ErrorKind, Op, Result},
     events::Event,
     job::{Action, Job, Pack, Seen},
+    proof::{Branch, Bug, reached, wrong},
     queue::{Delivery, Message},
     state::{Claim, Committed, JobEnd, Outcome, Record, RecordWrite, RunId, Status, WriteResult},
     transfer::{Ended, Journal, Tenure, is_same},
@@ -41,11 +42,15 @@ enum Went {
 
 impl Inner {
     pub(super) async fn handle(&self, delivery: Delivery, lease: Duration, stop: &CancellationToken) {
+        if wrong(Bug::EarlyAck) {
+            let _ = self.queue.ack(&delivery.receipt).await;
+        }
         let work = self.work(&delivery, stop);
         let close = tokio::select! {
             biased;
             close = work => close,
             () = lease::keep(&*self.queue, &delivery.receipt, lease) => {
+                reached(Branch::LeaseLost);
                 tracing::warn!("the lease of a message was lost; another worker goes on with it");
                 metrics::counter!("dth_leases_lost_total").increment(1);
                 return;
@@ -76,7 +81,10 @@ impl Inner {
         let pack = match Pack::parse(&delivery.body, &*self.env) {
             Ok(pack) => pack,
             // Q4, E3: a message that nobody can read is given up with the reason.
-            Err(error) => return Ok(Close::Dead(error.chain())),
+            Err(error) => {
+                assert!(!wrong(Bug::PoisonPanics), "{error}");
+                return Ok(Close::Dead(error.chain()));
+            }
         };
         if let Some(run) = &pack.run
             && self.is_cancelled(run).await
@@ -102,6 +110,7 @@ impl Inner {
             return Ok(Close::Ack);
         }
         if pack.jobs.len() > 1 && delivery.receives >= SPLIT_AFTER {
+            reached(Branch::PackSplit);
             let singles = open.iter().map(|i| again(&pack, *i, pack.jobs[*i].attempts.saturating_add(delivery.receives - 1))).collect();
             return Ok(if self.resend(singles, Duration::ZERO).await? { Close::Ack } else { Close::Leave });
         }
@@ -130,6 +139,9 @@ impl Inner {
                 return Ok(Close::Leave);
             }
         }
+        if wrong(Bug::LastBatchDropped) && pack.jobs.len() > 1 {
+            pending.clear();
+        }
         if !self.commit(pack, claim, pending, &mut failed, &mut last).await? {
             return Ok(Close::Leave);
         }
@@ -142,10 +154,11 @@ impl Inner {
         }
         if !failed.is_empty() {
             // Those that failed leave the pack as messages of their own, before it is acknowledged.
+            reached(Branch::SingleResent);
             let attempts = |i: usize| pack.jobs[i].attempts.saturating_add(delivery.receives);
             let longest = failed.iter().map(|(i, _)| attempts(*i)).max().unwrap_or(1);
             let singles = failed.iter().map(|(i, _)| again(pack, *i, attempts(*i))).collect();
-            if !self.resend(singles, self.delay(longest)).await? {
+            if !self.resend(singles, self.delay(longest)).await? && !wrong(Bug::ResendIgnored) {
                 return Ok(Close::Leave);
             }
         }
@@ -169,7 +182,17 @@ impl Inner {
         let attempts = job.attempts.saturating_add(delivery.receives);
         let run = pack.run.clone().unwrap_or_else(|| RunId::new("events"));
         let known = claim.records[index].clone();
-        let mut journal = Journal::new(tenure, run, &job.key, known, attempts, self.env.now());
+        let mut journal = Journal::new(tenure, run.clone(), &job.key, known, attempts, self.env.now());
+        if wrong(Bug::StateWrittenEarly) && job.action == Action::Copy {
+            let mut record = journal.next(Status::Done, self.env.now());
+            record.source = Some(job.listed());
+            let end = JobEnd { origin: pack.origin(index), outcome: Outcome::Copied, bytes: 0 };
+            let early = RecordWrite { record: record.clone(), end: Some(end) };
+            if self.state.commit(&claim.fence, &[early]).await.is_ok() {
+                record.version += 1;
+                journal = Journal::new(tenure, run, &job.key, Some(record), attempts, self.env.now());
+            }
+        }
         let alone = pack.jobs.len() == 1;
         if alone && attempts > self.settings.max_attempts.saturating_mul(SILENT_DEATHS) {
             let error = Error::new(ErrorKind::Internal, Op::Transfer, job.key.to_string())
@@ -219,7 +242,8 @@ impl Inner {
                 .collect();
             let results = match retry.run(&*self.env, || self.state.commit(&claim.fence, &writes)).await? {
                 Committed::Fenced => {
-                    self.tell_of_published(pack, &open).await?;
+                    reached(Branch::CommitFenced);
+                    self.tell_of_published(pack, open.iter().map(|(index, ended)| (*index, ended))).await?;
                     return Ok(false);
                 }
                 Committed::Written(results) => results,
@@ -229,16 +253,24 @@ impl Inner {
                 match result {
                     WriteResult::Applied(_) => self.tell(pack, index, &done),
                     // Our own write, whose answer was lost.
-                    WriteResult::Conflict(Some(stored)) if is_same(&stored, &done.record) => self.tell(pack, index, &done),
+                    WriteResult::Conflict(Some(stored)) if is_same(&stored, &done.record) => {
+                        reached(Branch::OwnCommitSeen);
+                        self.tell(pack, index, &done);
+                    }
                     // Another job found the same: count ours over it.
                     WriteResult::Conflict(Some(stored)) if says_the_same(&stored, &done.record) && round < 3 => {
+                        reached(Branch::SameFactFound);
                         done.record.version = stored.version;
-                        // What the sweep must know does not get lost with the overwritten record.
-                        done.record.uploads_since = stored.uploads_since.or(done.record.uploads_since);
+                        if !wrong(Bug::UploadsForgotten) {
+                            // What the sweep must know does not get lost with the overwritten record.
+                            done.record.uploads_since = stored.uploads_since.or(done.record.uploads_since);
+                        }
                         next.push_back((index, done));
                         continue;
                     }
                     WriteResult::Conflict(_) => {
+                        // Giving our message back may come to nothing: an earlier delivery may have acknowledged it.
+                        self.tell_of_published(pack, [(index, &done)]).await?;
                         let error = Error::new(ErrorKind::Conflict, Op::SaveState, done.record.key.to_string());
                         failed.push((index, error.with_source("another job wrote the record of this key")));
                         continue;
@@ -251,18 +283,19 @@ impl Inner {
         Ok(true)
     }
 
-    /// A later delivery has taken the pack over, and may have recorded an older version than the one that we published (the
-    /// source was overwritten in between): whoever takes this message looks, and makes the record true. It counts nowhere.
-    async fn tell_of_published(&self, pack: &Pack, ended: &VecDeque<(usize, Ended)>) -> Result<()> {
-        let published = ended.iter().filter(|(_, e)| e.outcome == Outcome::Copied);
+    /// Another delivery, or another job, has recorded something else, and perhaps an older version than the one that we published
+    /// (the source was overwritten in between): whoever takes this message looks, and makes the record true. It counts nowhere.
+    async fn tell_of_published(&self, pack: &Pack, ended: impl IntoIterator<Item = (usize, &Ended)>) -> Result<()> {
+        let published = ended.into_iter().filter(|(_, e)| e.outcome == Outcome::Copied);
         let looks: Vec<_> = published
             .map(|(index, _)| {
-                let job = &pack.jobs[*index];
+                let job = &pack.jobs[index];
                 let look = Job { etag: None, destination: Seen::Unknown, action: Action::Copy, attempts: 0, origin: None, ..job.clone() };
                 (look, None)
             })
             .collect();
-        if !looks.is_empty() {
+        if !looks.is_empty() && !wrong(Bug::PublishedUntold) {
+            reached(Branch::PublishedUnrecorded);
             self.resend(looks, Duration::ZERO).await?;
         }
         Ok(())

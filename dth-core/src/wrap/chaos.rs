@@ -21,13 +21,21 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use jiff::Timestamp;
 use std::{
-    collections::BTreeMap,
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     future::Future,
-    sync::{Arc, Mutex, MutexGuard},
+    ops::Range,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, sleep_until},
+};
 
 /// Chances out of 1,000 for each call.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -44,6 +52,8 @@ pub struct Faults {
     pub truncate: u64,
     /// A read has a wrong bit.
     pub flip: u64,
+    /// A written body has a wrong bit: for sinks that verify what they are sent.
+    pub flip_up: u64,
     /// An entry of a batch is refused.
     pub entry: u64,
     /// A message is delivered twice.
@@ -52,27 +62,205 @@ pub struct Faults {
     pub latency: u64,
 }
 
-/// Where faults come from, shared by all wrappers of a simulation.
+/// What befalls one call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strike {
+    /// Fails without effect.
+    Before,
+    /// Takes effect, and the answer is lost.
+    After,
+    /// Fails now, takes effect a minute later.
+    Late,
+    /// The caller dies before the call has an effect.
+    CrashBefore,
+    /// The caller dies after the call took effect.
+    CrashAfter,
+    /// The caller sleeps for two minutes before the call has an effect.
+    Freeze,
+}
+
+impl Strike {
+    /// All of them.
+    pub const ALL: [Self; 6] = [Self::Before, Self::After, Self::Late, Self::CrashBefore, Self::CrashAfter, Self::Freeze];
+}
+
+/// Where faults come from, shared by all wrappers of a simulation; it also sees what callers hold and do.
 #[derive(Debug)]
 pub struct Weather {
     env: Arc<dyn Env>,
     state: Mutex<State>,
+    crash: Notify,
+    watch: Option<DeleteWatch>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     faults: Faults,
+    script: BTreeMap<u64, Strike>,
+    op_script: BTreeMap<(u64, u64), Strike>,
+    op_calls: BTreeMap<u64, u64>,
+    slow: BTreeMap<u32, u64>,
+    crashed: Vec<u32>,
     frozen: BTreeMap<u32, Instant>,
     injected: BTreeMap<&'static str, u64>,
     late: TaskScope,
     trace: u64,
     calls: u64,
+    log: Option<Vec<String>>,
+    /// Bytes of object bodies that callers hold, each with the most that it ever held.
+    held: BTreeMap<u32, (Arc<AtomicU64>, u64)>,
+    /// Messages that a caller works on, by body.
+    open: BTreeMap<String, Receipt>,
+    /// Keys that a caller was told to be absent.
+    absent: BTreeSet<(u32, ObjectKey)>,
+}
+
+/// Sees calls of a delete: the key, and a question that tells whether its caller was ever told that some key is absent.
+type OnDelete = dyn Fn(&ObjectKey, &dyn Fn(&ObjectKey) -> bool) + Send + Sync;
+
+struct DeleteWatch(Box<OnDelete>);
+
+impl fmt::Debug for DeleteWatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("DeleteWatch")
+    }
+}
+
+thread_local! {
+    /// Whether a request goes on that its caller has given up.
+    static AFTERLIFE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Bytes that count as held as long as they live.
+struct Held {
+    bytes: Bytes,
+    gauge: Arc<AtomicU64>,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.gauge.fetch_sub(self.bytes.len() as u64, Relaxed);
+    }
 }
 
 impl Weather {
     /// Weather from this environment's randomness.
     pub fn new(env: Arc<dyn Env>, faults: Faults) -> Self {
-        Self { env, state: Mutex::new(State { faults, ..State::default() }) }
+        Self { env, state: Mutex::new(State { faults, ..State::default() }), crash: Notify::new(), watch: None }
+    }
+
+    /// Shows every call of a delete to `watch`.
+    pub fn with_delete_watch(mut self, watch: Box<OnDelete>) -> Self {
+        self.watch = Some(DeleteWatch(watch));
+        self
+    }
+
+    /// Keeps a line of every call from now on.
+    pub fn keep_log(&self) {
+        self.lock().log = Some(Vec::new());
+    }
+
+    /// Adds a line to the log, if one is kept.
+    pub fn tell(&self, line: impl FnOnce() -> String) {
+        let now = self.env.now();
+        if let Some(log) = &mut self.lock().log {
+            log.push(format!("{now:.3} {}", line()));
+        }
+    }
+
+    /// The lines so far.
+    pub fn log(&self) -> Vec<String> {
+        self.lock().log.clone().unwrap_or_default()
+    }
+
+    /// Lets these calls, counted from 1 over all callers, be struck.
+    pub fn script(&self, strikes: impl IntoIterator<Item = (u64, Strike)>) {
+        self.lock().script.extend(strikes);
+    }
+
+    /// Lets the `nth` call of an operation be struck, counted from 1 over all callers.
+    pub fn script_op(&self, op: Op, nth: u64, strike: Strike) {
+        self.lock().op_script.insert((op as u64, nth), strike);
+    }
+
+    /// Gives one caller a latency of its own, in milliseconds at most.
+    pub fn slow(&self, actor: u32, latency: u64) {
+        self.lock().slow.insert(actor, latency);
+    }
+
+    /// Waits until one of these callers has died by a strike: its calls do not return any more.
+    pub async fn death_among(&self, actors: Range<u32>) -> u32 {
+        loop {
+            let mut died = std::pin::pin!(self.crash.notified());
+            died.as_mut().enable();
+            {
+                let mut state = self.lock();
+                if let Some(at) = state.crashed.iter().position(|actor| actors.contains(actor)) {
+                    return state.crashed.remove(at);
+                }
+            }
+            died.await;
+        }
+    }
+
+    /// The most bytes of object bodies that a caller held at once.
+    pub fn most_held(&self) -> BTreeMap<u32, u64> {
+        self.lock().held.iter().map(|(actor, (_, most))| (*actor, *most)).collect()
+    }
+
+    fn hold(&self, actor: u32, bytes: Bytes) -> Bytes {
+        if AFTERLIFE.get() {
+            return bytes;
+        }
+        let mut state = self.lock();
+        let (gauge, most) = state.held.entry(actor).or_default();
+        let now = gauge.fetch_add(bytes.len() as u64, Relaxed) + bytes.len() as u64;
+        *most = now.max(*most);
+        Bytes::from_owner(Held { bytes, gauge: Arc::clone(gauge) })
+    }
+
+    /// A body as it travels: what the caller holds stays the caller's.
+    fn sent(self: &Arc<Self>, body: Body) -> Body {
+        let len = body.len();
+        let mut at = None;
+        let mut wrong = 0;
+        if len > 0 && self.strikes(|f| f.flip_up, "bit flipped on its way up") {
+            at = Some(random_below(&*self.env, len) as usize);
+            wrong = 1 + random_below(&*self.env, 255) as u8;
+        }
+        let mut copy = move |chunk: &Bytes| {
+            let mut bytes = chunk.to_vec();
+            at = match at {
+                Some(at) if at < bytes.len() => {
+                    bytes[at] ^= wrong;
+                    None
+                }
+                Some(at) => Some(at - bytes.len()),
+                None => None,
+            };
+            Bytes::from(bytes)
+        };
+        match body {
+            Body::Bytes(chunks) => Body::Bytes(chunks.iter().map(copy).collect()),
+            Body::Stream { len, stream } => Body::Stream { len, stream: stream.map(move |c| c.map(|c| copy(&c))).boxed() },
+        }
+    }
+
+    fn closed(&self, receipt: &Receipt) {
+        self.lock().open.retain(|_, open| open != receipt);
+    }
+
+    /// The caller is gone: nothing ever comes back to it.
+    async fn die<T>(&self, actor: u32) -> T {
+        self.lock().crashed.push(actor);
+        self.crash.notify_waiters();
+        std::future::pending().await
     }
 
     /// Changes the faults; `Faults::default()` heals everything.
@@ -81,6 +269,7 @@ impl Weather {
         state.faults = faults;
         if faults == Faults::default() {
             state.frozen.clear();
+            state.slow.clear();
         }
     }
 
@@ -120,14 +309,17 @@ impl Weather {
         strikes
     }
 
-    async fn travel(&self) {
-        let most = self.lock().faults.latency;
+    async fn travel(&self, actor: u32) {
+        let most = {
+            let state = self.lock();
+            state.slow.get(&actor).copied().unwrap_or(state.faults.latency)
+        };
         if most > 0 {
             sleep(Duration::from_millis(1 + random_below(&*self.env, most))).await;
         }
     }
 
-    async fn call<T, F>(&self, actor: u32, op: Op, effect: F) -> Result<T>
+    async fn call<T, F>(self: &Arc<Self>, actor: u32, op: Op, effect: F) -> Result<T>
     where
         T: Send + 'static,
         F: Future<Output = Result<T>> + Send + 'static,
@@ -136,30 +328,65 @@ impl Weather {
         if let Some(until) = frozen {
             sleep_until(until).await;
         }
-        self.travel().await;
+        self.travel(actor).await;
         if self.strikes(|f| f.spike, "spike") {
             sleep(Duration::from_millis(random_below(&*self.env, 120_000))).await;
         }
-        {
+        let strike = {
             let mut state = self.lock();
             state.calls += 1;
             state.trace = (state.trace.rotate_left(5) ^ (op as u64 + 1 + (u64::from(actor) << 8))).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        }
+            let calls = state.calls;
+            let nth = state.op_calls.entry(op as u64).or_default();
+            *nth += 1;
+            let nth = *nth;
+            state.script.remove(&calls).or_else(|| state.op_script.remove(&(op as u64, nth)))
+        };
         let lost = |applied| Error::new(ErrorKind::Unavailable, op, "chaos").with_maybe_applied(applied).with_retry(Retry::Backoff);
-        if self.strikes(|f| f.before, "error before") {
+        match strike {
+            Some(Strike::CrashBefore) => return self.die(actor).await,
+            Some(Strike::Freeze) => {
+                self.freeze(actor, Duration::from_secs(120));
+                sleep(Duration::from_secs(120)).await;
+            }
+            _ => {}
+        }
+        if strike == Some(Strike::Before) || self.strikes(|f| f.before, "error before") {
             let kind = if random_below(&*self.env, 2) == 0 { ErrorKind::Throttled } else { ErrorKind::Unavailable };
             return Err(Error::new(kind, op, "chaos"));
         }
-        if self.strikes(|f| f.late, "late effect") {
+        if strike == Some(Strike::Late) || self.strikes(|f| f.late, "late effect") {
             let delay = Duration::from_millis(random_below(&*self.env, 60_000));
+            let weather = Arc::downgrade(self);
             self.lock().late.spawn(async move {
                 sleep(delay).await;
-                let _ = effect.await;
+                if let Some(weather) = weather.upgrade() {
+                    weather.tell(|| format!("caller {actor}: {op:?}: takes effect, long given up"));
+                }
+                let mut effect = std::pin::pin!(effect);
+                // What it reads is on the wire, not with a caller.
+                let _ = std::future::poll_fn(|cx| {
+                    AFTERLIFE.set(true);
+                    let polled = effect.as_mut().poll(cx);
+                    AFTERLIFE.set(false);
+                    polled
+                })
+                .await;
             });
             return Err(lost(true));
         }
         let answer = effect.await;
-        self.travel().await;
+        self.tell(|| {
+            let came = answer.as_ref().map_or_else(crate::error::Error::chain, |_| "done".into());
+            format!("caller {actor}: {op:?}: {came}")
+        });
+        if strike == Some(Strike::CrashAfter) {
+            return self.die(actor).await;
+        }
+        self.travel(actor).await;
+        if strike == Some(Strike::After) && answer.is_ok() {
+            return Err(lost(true));
+        }
         if answer.is_ok() && self.strikes(|f| f.after, "answer lost") {
             return Err(lost(true));
         }
@@ -212,8 +439,12 @@ impl<T: Index + ?Sized> Index for Chaos<T> {
         pass!(self, List, |inner| inner.list(&request))
     }
     async fn head(&self, key: &ObjectKey, version: Option<&VersionId>) -> Result<ObjectInfo> {
-        let (key, version) = (key.clone(), version.cloned());
-        pass!(self, Head, |inner| inner.head(&key, version.as_ref()))
+        let (asked, version) = (key.clone(), version.cloned());
+        let info = pass!(self, Head, |inner| inner.head(&asked, version.as_ref()));
+        if matches!(&info, Err(error) if error.kind() == ErrorKind::NotFound) {
+            self.weather.lock().absent.insert((self.actor, key.clone()));
+        }
+        info
     }
 }
 
@@ -227,6 +458,7 @@ impl<T: Source + ?Sized> Source for Chaos<T> {
         let (key, options) = (key.clone(), options.clone());
         let mut read: Read = pass!(self, Read, |inner| inner.read(&key, &options))?;
         let len = read.range.end - read.range.start;
+        let (weather, actor) = (Arc::clone(&self.weather), self.actor);
         if len > 0 && self.weather.strikes(|f| f.truncate, "body truncated") {
             let keep = random_below(&*self.weather.env, len) as usize;
             let mut left = keep;
@@ -257,6 +489,7 @@ impl<T: Source + ?Sized> Source for Chaos<T> {
             });
             read.body = flipped.boxed();
         }
+        read.body = read.body.map(move |chunk| chunk.map(|c| weather.hold(actor, c))).boxed();
         Ok(read)
     }
     async fn children(&self, entry: &Entry) -> Result<Vec<Entry>> {
@@ -282,10 +515,15 @@ impl<T: Sink + ?Sized> Sink for Chaos<T> {
         self.inner.not_carried(attributes)
     }
     async fn put(&self, key: &ObjectKey, body: Body, options: &PutOptions) -> Result<Written> {
-        let (key, options) = (key.clone(), options.clone());
+        let (key, options, body) = (key.clone(), options.clone(), self.weather.sent(body));
         pass!(self, Put, |inner| inner.put(&key, body, &options))
     }
     async fn delete(&self, key: &ObjectKey, condition: &Condition) -> Result<()> {
+        if let Some(watch) = &self.weather.watch {
+            let told = std::mem::take(&mut self.weather.lock().absent);
+            (watch.0)(key, &|source| told.contains(&(self.actor, source.clone())));
+            self.weather.lock().absent.extend(told);
+        }
         let (key, condition) = (key.clone(), condition.clone());
         pass!(self, Delete, |inner| inner.delete(&key, &condition))
     }
@@ -294,7 +532,7 @@ impl<T: Sink + ?Sized> Sink for Chaos<T> {
         pass!(self, CreateUpload, |inner| inner.create_upload(&key, &options))
     }
     async fn put_part(&self, key: &ObjectKey, upload: &UploadId, number: u32, body: Body, sum: Option<&Checksum>) -> Result<Part> {
-        let (key, upload, sum) = (key.clone(), upload.clone(), sum.cloned());
+        let (key, upload, sum, body) = (key.clone(), upload.clone(), sum.cloned(), self.weather.sent(body));
         pass!(self, PutPart, |inner| inner.put_part(&key, &upload, number, body, sum.as_ref()))
     }
     async fn list_parts(&self, key: &ObjectKey, upload: &UploadId) -> Result<Vec<Part>> {
@@ -362,6 +600,10 @@ impl<T: Queue + ?Sized> Queue for Chaos<T> {
     async fn receive(&self, max: usize, lease: Duration, wait: Duration) -> Result<Vec<Delivery>> {
         let deliveries = pass!(self, Receive, |inner| inner.receive(max, lease, wait))?;
         for delivery in &deliveries {
+            let again = self.weather.lock().open.insert(delivery.body.clone(), delivery.receipt.clone()).is_some();
+            if again {
+                self.weather.note("two workers on one message");
+            }
             if self.weather.strikes(|f| f.duplicate, "duplicate delivery") {
                 // The queue forgets that it handed the message out: somebody else gets it too.
                 let _ = self.inner.release(&delivery.receipt, Duration::ZERO).await;
@@ -374,14 +616,17 @@ impl<T: Queue + ?Sized> Queue for Chaos<T> {
         pass!(self, Extend, |inner| inner.extend(&receipt, lease))
     }
     async fn ack(&self, receipt: &Receipt) -> Result<()> {
+        self.weather.closed(receipt);
         let receipt = receipt.clone();
         pass!(self, Ack, |inner| inner.ack(&receipt))
     }
     async fn release(&self, receipt: &Receipt, delay: Duration) -> Result<()> {
+        self.weather.closed(receipt);
         let receipt = receipt.clone();
         pass!(self, Release, |inner| inner.release(&receipt, delay))
     }
     async fn dead_letter(&self, delivery: &Delivery, reason: &str) -> Result<()> {
+        self.weather.closed(&delivery.receipt);
         let (delivery, reason) = (delivery.clone(), reason.to_owned());
         pass!(self, DeadLetter, |inner| inner.dead_letter(&delivery, &reason))
     }

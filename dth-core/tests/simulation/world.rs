@@ -1,16 +1,19 @@
-//! One schedule: a world, its weather, what happens in it, and what must hold at the end.
+//! One schedule: a world, its weather, what happens in it, and what must hold always and at the end.
 
 use dth_core::{
+    checksum::Algorithm,
     env::{Env, SeededEnv, SharedEnv, random_below},
     finder::{Finder, FinderSettings},
     key_map::KeyMap,
     limit::AdaptiveSettings,
-    memory::{MemoryQueue, MemoryState, MemoryStore, MemoryStoreSettings},
+    memory::{Change, MemoryQueue, MemoryState, MemoryStore, MemoryStoreSettings},
     object::{ETag, EtagKind, ObjectKey},
+    proof::{Branch, take_reached},
     queue::{Message, Queue},
     retry::RetryPolicy,
     scope::TaskScope,
     sink::Sink,
+    source::Source,
     state::{RecordQuery, RunId, RunState, StateStore, Status},
     sweep::sweep,
     transfer::TransferSettings,
@@ -26,13 +29,14 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 /// Kinds that must strike at least once in a run of some hundred schedules.
-pub(crate) const KINDS: [&str; 17] = [
+pub(crate) const KINDS: [&str; 24] = [
     "error before",
     "answer lost",
     "late effect",
     "spike",
     "body truncated",
     "bit flipped",
+    "bit flipped on its way up",
     "batch entry refused",
     "duplicate delivery",
     "freeze",
@@ -44,63 +48,237 @@ pub(crate) const KINDS: [&str; 17] = [
     "multipart source",
     "opaque etags",
     "sink without parts",
+    "calm",
+    "nothing but versions",
+    "destination filled before",
+    "few keys, all the time",
+    "reads not pinned",
+    "the same bytes again",
 ];
 
-const KEYS: [&str; 12] = ["a", "a/b", "ab", "big", "big.bak", "x/../y", "z//", "é\n%2F+", "é\u{301}", "lead", "q r", "🦀"];
-const SIZES: [usize; 12] = [0, 1, 7, 8, 9, 16, 17, 24, 25, 31, 40, 64];
+pub(crate) const KEYS: [&str; 12] = ["a", "a/b", "ab", "big", "big.bak", "x/../y", "z//", "é\n%2F+", "é\u{301}", "lead", "q r", "🦀"];
+pub(crate) const SIZES: [usize; 12] = [0, 1, 7, 8, 9, 16, 17, 24, 25, 31, 40, 64];
 const POISON: [&str; 3] = ["{not json", r#"{"v":99}"#, r#"{"key":"outside/the/task"}"#];
-const WORKERS: u32 = 3;
-const FINDER: u32 = 9;
+/// Every so many seeds, from which one on.
+pub(crate) const HOT: (u64, u64) = (16, 14);
+pub(crate) const WORKERS: u32 = 3;
+pub(crate) const FINDER: u32 = 9;
+/// Bytes that a worker may hold.
+const MEMORY: u64 = 16;
 
-#[derive(Debug)]
+/// Between which backends the engine works; the objects themselves lie in memory stores, where invariants see them change.
+pub(crate) trait Fabric {
+    fn source(&self, store: &MemoryStore) -> Arc<dyn Source>;
+    fn sink(&self, store: &MemoryStore) -> Arc<dyn Sink>;
+}
+
+/// The memory stores themselves.
+#[allow(dead_code, reason = "this file is part of two tests")]
+pub(crate) struct InMemory;
+
+impl Fabric for InMemory {
+    fn source(&self, store: &MemoryStore) -> Arc<dyn Source> {
+        Arc::new(store.clone())
+    }
+
+    fn sink(&self, store: &MemoryStore) -> Arc<dyn Sink> {
+        Arc::new(store.clone())
+    }
+}
+
+#[derive(Debug, Clone)]
 pub(crate) struct Options {
     pub(crate) faults: Faults,
     pub(crate) opaque_source: bool,
     pub(crate) opaque_sink: bool,
-    pub(crate) checksums: bool,
+    pub(crate) source_sums: bool,
+    pub(crate) sink_sums: bool,
     /// A sink like a directory: no parts, no conditions, no checksums of its own.
     pub(crate) bare_sink: bool,
+    /// No faults, crashes or freezes: only latency, and a source that changes.
+    pub(crate) calm: bool,
+    /// Part of the destination is there before the first run.
+    pub(crate) filled: bool,
+    /// Two keys that change all the time, under workers that sleep too long.
+    pub(crate) hot: bool,
+    /// A source that ignores conditions on reads.
+    pub(crate) unpinned: bool,
+}
+
+impl Options {
+    /// Drawn from the seed.
+    pub(crate) fn general(env: &dyn Env, seed: u64) -> Self {
+        let pick = |most: u64| if random_below(env, 2) == 0 { random_below(env, most + 1) } else { 0 };
+        let faults = Faults {
+            before: pick(150),
+            after: pick(80),
+            late: pick(30),
+            spike: pick(20),
+            truncate: pick(50),
+            flip: pick(30),
+            flip_up: pick(30),
+            entry: pick(500),
+            duplicate: pick(100),
+            latency: if random_below(env, 4) == 0 { 8_000 } else { 40 },
+        };
+        let mut options = Self {
+            faults,
+            opaque_source: random_below(env, 4) == 0,
+            opaque_sink: random_below(env, 4) == 0,
+            source_sums: random_below(env, 3) > 0,
+            sink_sums: random_below(env, 3) > 0,
+            bare_sink: seed % 8 == 3,
+            calm: seed % 16 == 8,
+            filled: seed % 4 == 2,
+            hot: seed % HOT.0 == HOT.1,
+            unpinned: seed % 16 == 15,
+        };
+        // Nothing but its version tells what an object of this source is: wrong bits could be seen by nobody, but reads and
+        // uploads must still be of one version.
+        let only_versions = seed % 8 == 7;
+        if only_versions {
+            (options.opaque_source, options.source_sums, options.faults.flip) = (true, false, 0);
+        } else if options.opaque_source {
+            options.source_sums = true;
+        }
+        if options.opaque_sink {
+            options.sink_sums = true;
+        }
+        if options.bare_sink {
+            (options.opaque_sink, options.sink_sums) = (true, false);
+        }
+        if !options.sink_sums {
+            options.faults.flip_up = 0;
+        }
+        if options.calm {
+            options.faults = Faults { latency: 8_000, ..Faults::default() };
+        }
+        options
+    }
+
+    fn only_versions(&self) -> bool {
+        self.opaque_source && !self.source_sums
+    }
 }
 
 pub(crate) struct Outcome {
     pub(crate) violations: Vec<String>,
     pub(crate) injected: BTreeMap<&'static str, u64>,
+    pub(crate) reached: BTreeMap<Branch, u64>,
     pub(crate) trace: (u64, u64),
     pub(crate) options: Options,
+    /// Every call, when `DTH_SHOW` is set.
+    pub(crate) log: Vec<String>,
 }
 
 type History = Arc<Mutex<BTreeMap<ObjectKey, Vec<(Vec<u8>, ETag)>>>>;
 type Violations = Arc<Mutex<Vec<String>>>;
 
-struct World {
-    env: SharedEnv,
-    weather: Arc<Weather>,
-    source: MemoryStore,
-    sink: MemoryStore,
+pub(crate) struct World<'a> {
+    pub(crate) env: SharedEnv,
+    pub(crate) weather: Arc<Weather>,
+    fabric: &'a dyn Fabric,
+    pub(crate) options: Options,
+    pub(crate) source: MemoryStore,
+    pub(crate) sink: MemoryStore,
     queue: Arc<MemoryQueue>,
     state: Arc<MemoryState>,
     history: History,
     violations: Violations,
-    source_sums: bool,
-    sink_sums: bool,
+    regressions: Arc<Mutex<u64>>,
+    events: std::sync::atomic::AtomicUsize,
+    keys: KeyMap,
 }
 
-impl World {
-    fn chance(&self, bound: u64) -> u64 {
+impl<'a> World<'a> {
+    pub(crate) fn new(env: SharedEnv, options: Options, fabric: &'a dyn Fabric) -> Self {
+        let unpinned = options.unpinned;
+        let store = |name: &str, opaque, sums, bare: bool| {
+            let default = MemoryStoreSettings::default();
+            MemoryStore::new(MemoryStoreSettings {
+                conditions: !bare,
+                read_conditions: !unpinned,
+                multipart: default.multipart.filter(|_| !bare),
+                name: name.into(),
+                page: 3,
+                chunk: 3,
+                etag: if opaque { EtagKind::Opaque } else { EtagKind::Md5 },
+                checksums: if sums { &[Algorithm::Md5, Algorithm::Crc64Nvme] } else { &[] },
+                ..default
+            })
+        };
+        let source = store("source", options.opaque_source, options.source_sums, false);
+        let sink = store("sink", options.opaque_sink, options.sink_sums, options.bare_sink);
+        let violations = Violations::default();
+        let keys = KeyMap::new("copy");
+        let (at_source, map, found) = (source.clone(), keys.clone(), Arc::clone(&violations));
+        let weather = Weather::new(Arc::clone(&env), options.faults).with_delete_watch(Box::new(move |key, told_absent| {
+            let Some(key) = map.to_source(key) else { return };
+            if at_source.get(&key).is_some() && !told_absent(&key) {
+                found.lock().unwrap().push(format!("I5: {key:?} is deleted without a look at the source, which holds it"));
+            }
+        }));
+        let world = Self {
+            weather: Arc::new(weather),
+            fabric,
+            source,
+            sink,
+            queue: Arc::new(MemoryQueue::new()),
+            state: Arc::new(MemoryState::new()),
+            history: History::default(),
+            violations,
+            regressions: Arc::default(),
+            events: std::sync::atomic::AtomicUsize::default(),
+            keys,
+            env,
+            options,
+        };
+        if std::env::var_os("DTH_SHOW").is_some() {
+            world.weather.keep_log();
+        }
+        let o = &world.options;
+        let notes = [
+            (o.opaque_source || o.opaque_sink, "opaque etags"),
+            (o.bare_sink, "sink without parts"),
+            (o.calm, "calm"),
+            (o.only_versions(), "nothing but versions"),
+            (o.filled, "destination filled before"),
+            (o.hot, "few keys, all the time"),
+            (o.unpinned, "reads not pinned"),
+        ];
+        notes.iter().filter(|(is, _)| *is).for_each(|(_, text)| world.weather.note(text));
+        world
+    }
+
+    pub(crate) fn chance(&self, bound: u64) -> u64 {
         random_below(&*self.env, bound)
     }
 
-    fn key(&self) -> ObjectKey {
-        format!("t/{}", KEYS[self.chance(KEYS.len() as u64) as usize]).into()
+    fn names(&self) -> &'static [&'static str] {
+        if self.options.hot { &["a", "big"] } else { &KEYS }
     }
 
-    fn write_source(&self, key: &ObjectKey, size: usize) {
+    fn key(&self) -> ObjectKey {
+        let names = self.names();
+        format!("t/{}", names[self.chance(names.len() as u64) as usize]).into()
+    }
+
+    fn size(&self) -> usize {
+        SIZES[self.chance(SIZES.len() as u64) as usize]
+    }
+
+    pub(crate) fn write_source(&self, key: &ObjectKey, size: usize) {
         let mut body = vec![0; size];
         for chunk in body.chunks_mut(8) {
             chunk.copy_from_slice(&self.env.random().to_le_bytes()[..chunk.len()]);
         }
+        self.write_bytes(key, body);
+    }
+
+    pub(crate) fn write_bytes(&self, key: &ObjectKey, body: Vec<u8>) {
+        let size = body.len();
         // A plain MD5 etag cannot be checked over ranges: where nothing else is offered, `transport only` is the promise.
-        let must = size > if self.sink_sums { 24 } else { 8 } && !self.source_sums;
+        let must = size > if self.options.sink_sums { 24 } else { 8 } && !self.options.source_sums;
         let etag = if must || (size > 8 && self.chance(2) == 0) {
             self.weather.note("multipart source");
             let part = [5, 8, 9][self.chance(3) as usize];
@@ -108,16 +286,45 @@ impl World {
         } else {
             self.source.insert(key.clone(), body.clone())
         };
+        self.weather.tell(|| format!("source: {key} is now {etag}, {size} bytes"));
         self.history.lock().unwrap().entry(key.clone()).or_default().push((body, etag));
     }
 
-    fn violation(&self, text: String) {
+    /// As another tool, or an earlier run, left it.
+    fn fill_destination(&self) {
+        for key in self.names() {
+            let key: ObjectKey = format!("t/{key}").into();
+            match self.chance(4) {
+                // Extra, or an old version.
+                0 => {
+                    self.write_source(&key, self.size());
+                    let old = self.source.get(&key).unwrap();
+                    self.sink.insert(self.keys.to_destination(&key), old.body.clone());
+                    self.source.remove(&key);
+                    if self.chance(2) == 0 {
+                        self.write_source(&key, if self.chance(2) == 0 { old.body.len() } else { self.size() });
+                    }
+                }
+                1 => {
+                    if let Some(now) = self.source.get(&key) {
+                        let there = self.keys.to_destination(&key);
+                        if self.chance(2) == 0 {
+                            self.sink.insert(there, now.body.clone());
+                        } else {
+                            self.sink.insert_parts(there, now.body.clone(), 5);
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    pub(crate) fn violation(&self, text: String) {
         self.violations.lock().unwrap().push(text);
     }
 
-    fn worker(&self, actor: u32, delay: Duration) -> TaskScope {
-        let sink: Arc<MemoryStore> = Arc::new(self.sink.clone());
-        let source: Arc<MemoryStore> = Arc::new(self.source.clone());
+    pub(crate) fn worker(&self, actor: u32, delay: Duration) -> TaskScope {
         let weather = || Arc::clone(&self.weather);
         let small = AdaptiveSettings { start: 3, max: 8 };
         let settings = WorkerSettings {
@@ -132,6 +339,7 @@ impl World {
                 single_max: 24,
                 part_size: 8,
                 parts_in_flight: 3,
+                memory: MEMORY,
                 retry: RetryPolicy { tries: 3, base_ms: 100, cap_ms: 5_000 },
                 source_concurrency: small,
                 sink_concurrency: small,
@@ -140,13 +348,13 @@ impl World {
             ..WorkerSettings::default()
         };
         let worker = Worker::builder(
-            Arc::new(Chaos::new(source, weather(), actor)),
-            Arc::new(Chaos::new(sink, weather(), actor)),
+            Arc::new(Chaos::new(self.fabric.source(&self.source), weather(), actor)),
+            Arc::new(Chaos::new(self.fabric.sink(&self.sink), weather(), actor)),
             Arc::new(Chaos::new(Arc::clone(&self.queue), weather(), actor)),
             Arc::new(Chaos::new(Arc::clone(&self.state), weather(), actor)),
         )
         .with_env(Arc::clone(&self.env))
-        .with_keys(KeyMap::new("copy"))
+        .with_keys(self.keys.clone())
         .with_settings(settings)
         .build()
         .unwrap();
@@ -159,16 +367,14 @@ impl World {
     }
 
     fn finder(&self) -> Finder {
-        let source: Arc<MemoryStore> = Arc::new(self.source.clone());
-        let sink: Arc<MemoryStore> = Arc::new(self.sink.clone());
         Finder::builder(
-            Arc::new(Chaos::new(source, Arc::clone(&self.weather), FINDER)),
-            Arc::new(Chaos::new(sink, Arc::clone(&self.weather), FINDER)),
+            Arc::new(Chaos::new(self.fabric.source(&self.source), Arc::clone(&self.weather), FINDER)),
+            Arc::new(Chaos::new(self.fabric.sink(&self.sink), Arc::clone(&self.weather), FINDER)),
             Arc::new(Chaos::new(Arc::clone(&self.queue), Arc::clone(&self.weather), FINDER)),
             Arc::new(Chaos::new(Arc::clone(&self.state), Arc::clone(&self.weather), FINDER)),
         )
         .with_env(Arc::clone(&self.env))
-        .with_keys(KeyMap::new("copy"))
+        .with_keys(self.keys.clone())
         .with_settings(FinderSettings {
             prefix: "t/".into(),
             shards: 3,
@@ -183,25 +389,50 @@ impl World {
     }
 
     /// A run whose finder may die on the way and is started again.
-    async fn find(&self, crashes: u64) -> RunId {
+    pub(crate) async fn find(&self, crashes: u64) -> RunId {
         let id = loop {
-            match self.finder().start().await {
-                Ok(id) => break id,
-                Err(_) => sleep(Duration::from_secs(1)).await,
+            let finder = self.finder();
+            tokio::select! {
+                biased;
+                started = finder.start() => match started {
+                    Ok(id) => break id,
+                    Err(_) => sleep(Duration::from_secs(1)).await,
+                },
+                () = self.finder_died() => {}
             }
         };
         for left in (0..1000).rev() {
             let finder = self.finder();
             let stop = CancellationToken::new();
             let life = if left > 0 && self.chance(1000) < crashes { self.chance(2_000) } else { 3_600_000 };
-            match tokio::time::timeout(Duration::from_millis(life), finder.resume(&id, &stop)).await {
-                Ok(Ok(run)) if run.state != RunState::Finding => return id,
-                Ok(Ok(_)) => unreachable!("nobody stopped it"),
-                Ok(Err(_)) => sleep(Duration::from_secs(1)).await,
-                Err(_) => self.weather.note("finder crash"),
+            let life = async {
+                tokio::select! { () = sleep(Duration::from_millis(life)) => {}, () = self.finder_died() => {} }
+            };
+            tokio::select! {
+                biased;
+                found = finder.resume(&id, &stop) => match found {
+                    Ok(run) if run.state != RunState::Finding => return id,
+                    Ok(_) => unreachable!("nobody stopped it"),
+                    Err(_) => sleep(Duration::from_secs(1)).await,
+                },
+                () = life => self.weather.note("finder crash"),
             }
         }
         unreachable!("the last finder lives")
+    }
+
+    /// Waits until a script strikes the finder dead.
+    async fn finder_died(&self) {
+        self.weather.death_among(FINDER..FINDER + 1).await;
+    }
+
+    /// Puts a new worker in the place of each that a script strikes dead.
+    pub(crate) async fn keep_alive(&self, workers: &Mutex<Vec<TaskScope>>) {
+        loop {
+            let actor = self.weather.death_among(0..WORKERS).await;
+            self.weather.note("worker crash");
+            workers.lock().unwrap()[actor as usize] = self.worker(actor, Duration::from_secs(1));
+        }
     }
 
     async fn drain(&self) {
@@ -216,170 +447,224 @@ impl World {
     }
 
     /// Sends an event as the original system's bridge functions do.
-    async fn event(&self, key: &ObjectKey) {
-        let body = serde_json::json!({ "key": key.as_str(), "size": 1 }).to_string();
+    pub(crate) async fn event(&self, key: &ObjectKey) {
+        // Two events are two messages: blanks tell them apart.
+        let blanks = self.events.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let body = format!("{}{}", serde_json::json!({ "key": key.as_str(), "size": 1 }), " ".repeat(blanks));
         self.queue.send(&[Message { body, delay: Duration::ZERO }]).await.unwrap().pop().unwrap().unwrap();
     }
 
     fn differing(&self) -> Vec<ObjectKey> {
         let (source, sink) = (self.source.snapshot(), self.sink.snapshot());
-        let keys = KeyMap::new("copy");
         let mut differing: Vec<_> = source
             .iter()
-            .filter(|(key, object)| sink.get(&keys.to_destination(key)).is_none_or(|d| d.body != object.body))
+            .filter(|(key, object)| sink.get(&self.keys.to_destination(key)).is_none_or(|d| d.body != object.body))
             .map(|(key, _)| key.clone())
             .collect();
-        differing.extend(sink.keys().filter_map(|k| keys.to_source(k)).filter(|k| !source.contains_key(k)));
+        differing.extend(sink.keys().filter_map(|k| self.keys.to_source(k)).filter(|k| !source.contains_key(k)));
         differing
     }
-}
 
-fn options(env: &dyn Env, seed: u64) -> Options {
-    let pick = |most: u64| if random_below(env, 2) == 0 { random_below(env, most + 1) } else { 0 };
-    Options {
-        faults: Faults {
-            before: pick(150),
-            after: pick(80),
-            late: pick(30),
-            spike: pick(20),
-            truncate: pick(50),
-            flip: pick(30),
-            entry: pick(200),
-            duplicate: pick(100),
-            latency: if random_below(env, 4) == 0 { 8_000 } else { 40 },
-        },
-        opaque_source: random_below(env, 4) == 0,
-        opaque_sink: random_below(env, 4) == 0,
-        checksums: random_below(env, 3) > 0,
-        // By the seed alone: a draw here would change every schedule that was ever found.
-        bare_sink: seed % 8 == 3,
-    }
-}
-
-pub(crate) async fn schedule(seed: u64) -> Outcome {
-    let env: SharedEnv = Arc::new(SeededEnv::new(seed));
-    let options = options(&*env, seed);
-    let store = |name: &str, opaque, sums, bare: bool| {
-        let default = MemoryStoreSettings::default();
-        MemoryStore::new(MemoryStoreSettings {
-            conditions: !bare,
-            multipart: default.multipart.filter(|_| !bare),
-            name: name.into(),
-            page: 3,
-            chunk: 3,
-            etag: if opaque { EtagKind::Opaque } else { EtagKind::Md5 },
-            checksums: if sums { default.checksums } else { &[] },
-            ..default
-        })
-    };
-    // A source whose etags say nothing must offer a checksum, or flipped bits cannot be seen by anybody.
-    let source_sums = options.checksums || options.opaque_source;
-    let world = World {
-        weather: Arc::new(Weather::new(Arc::clone(&env), options.faults)),
-        source: store("source", options.opaque_source, source_sums, false),
-        sink: if options.bare_sink {
-            store("sink", true, false, true)
-        } else {
-            store("sink", options.opaque_sink, options.checksums || options.opaque_sink, false)
-        },
-        queue: Arc::new(MemoryQueue::new()),
-        state: Arc::new(MemoryState::new()),
-        history: History::default(),
-        violations: Violations::default(),
-        source_sums,
-        sink_sums: (options.checksums || options.opaque_sink) && !options.bare_sink,
-        env,
-    };
-    if options.opaque_source || options.opaque_sink {
-        world.weather.note("opaque etags");
-    }
-    if options.bare_sink {
-        world.weather.note("sink without parts");
-    }
-    let regressions = watch(&world);
-
-    for key in KEYS {
-        if world.chance(5) > 0 {
-            world.write_source(&format!("t/{key}").into(), SIZES[world.chance(SIZES.len() as u64) as usize]);
-        }
-    }
-    for body in POISON {
-        world.queue.send(&[Message { body: body.into(), delay: Duration::ZERO }]).await.unwrap().pop().unwrap().unwrap();
-    }
-
-    // Bad weather.
-    let mut workers: Vec<TaskScope> = (0..WORKERS).map(|i| world.worker(i, Duration::ZERO)).collect();
-    let mut silent = BTreeSet::new();
-    let turmoil = turmoil(&world, &mut workers, &mut silent);
-    let (_, ()) = tokio::join!(world.find(300), turmoil);
-
-    // It heals; what the queue accepted must be done by the workers alone, or be dead.
-    sleep(Duration::from_secs(130)).await;
-    world.weather.set(Faults::default());
-    world.drain().await;
-    for key in world.differing() {
-        // A deleted source object has no event here; its copy goes with the next run. Without conditional writes a late one of
-        // a dead worker can bring an older version back until then.
-        if !options.bare_sink && !silent.contains(&key) && world.source.get(&key).is_some() {
-            world.violation(format!("I6: lost before the finder's pass: {key:?}"));
+    pub(crate) async fn poison(&self) {
+        for body in POISON {
+            self.queue.send(&[Message { body: body.into(), delay: Duration::ZERO }]).await.unwrap().pop().unwrap().unwrap();
         }
     }
 
-    // One more pass, and everything is equal.
-    let run = world.find(0).await;
-    world.drain().await;
-    for key in world.differing() {
-        let record = world.state.records(std::slice::from_ref(&key)).await.unwrap();
-        let (there, here) = (world.sink.get(&KeyMap::new("copy").to_destination(&key)), world.source.get(&key));
-        let run = world.state.run(&run).await;
-        world.violation(format!("I6: differs at the end: {key:?}: {here:?} / {there:?} / {record:?} / {run:?}"));
-    }
-    judge(&world, &run).await;
-    drop(workers);
-    // Without conditional writes a late one can land; the pass above must have mended it.
-    if *regressions.lock().unwrap() > 0 && !options.bare_sink {
-        world.violation("I2: an older version replaced a newer one".into());
-    }
-    let violations = world.violations.lock().unwrap().clone();
-    Outcome { violations, injected: world.weather.injected(), trace: world.weather.trace(), options }
-}
-
-/// I1 and I2, at every instant at which something becomes visible.
-fn watch(world: &World) -> Arc<Mutex<u64>> {
-    let regressions = Arc::new(Mutex::new(0));
-    let (history, violations, count) = (Arc::clone(&world.history), Arc::clone(&world.violations), Arc::clone(&regressions));
-    let newest: Mutex<BTreeMap<ObjectKey, usize>> = Mutex::default();
-    let keys = KeyMap::new("copy");
-    world.sink.watch(Box::new(move |key, object| {
-        let history = history.lock().unwrap();
-        let versions = keys.to_source(key).and_then(|k| history.get(&k));
-        match versions.and_then(|v| v.iter().rposition(|(body, _)| *body == object.body)) {
-            None => violations.lock().unwrap().push(format!("I1: torn or corrupt object visible at {key:?}")),
-            Some(index) => {
-                let mut newest = newest.lock().unwrap();
-                let last = newest.entry(key.clone()).or_insert(index);
-                if index < *last {
-                    *count.lock().unwrap() += 1;
-                }
-                *last = index;
+    /// It heals; what the queue accepted must be done by the workers alone, or be dead. Then one more pass, and all is equal.
+    pub(crate) async fn heal_and_judge(&self, silent: &BTreeSet<ObjectKey>, poisoned: bool) -> Vec<String> {
+        sleep(Duration::from_secs(130)).await;
+        self.weather.set(Faults::default());
+        self.drain().await;
+        for key in self.differing() {
+            // A deleted source object has no event here; its copy goes with the next run. Without conditional writes a late
+            // one of a dead worker can bring an older version back until then.
+            if !self.options.bare_sink && !silent.contains(&key) && self.source.get(&key).is_some() {
+                self.violation(format!("I6: lost before the finder's pass: {key:?}"));
             }
         }
-    }));
-    regressions
+        let run = self.find(0).await;
+        self.drain().await;
+        for key in self.differing() {
+            let record = self.state.records(std::slice::from_ref(&key)).await.unwrap();
+            let (there, here) = (self.sink.get(&self.keys.to_destination(&key)), self.source.get(&key));
+            self.violation(format!("I6: differs at the end: {key:?}: {here:?} / {there:?} / {record:?}"));
+        }
+        self.judge(&run, poisoned).await;
+        // Without conditional writes a late one can land; the pass above must have mended it.
+        if *self.regressions.lock().unwrap() > 0 && !self.options.bare_sink {
+            self.violation("I2: an older version replaced a newer one".into());
+        }
+        for (actor, most) in self.weather.most_held() {
+            if most > MEMORY {
+                self.violation(format!("I3: worker {actor} held {most} bytes of objects, of {MEMORY} allowed"));
+            }
+        }
+        if self.options.calm && self.weather.injected().contains_key("two workers on one message") {
+            self.violation("I4: two live workers on one message, and nothing had failed".into());
+        }
+        self.violations.lock().unwrap().clone()
+    }
+
+    /// I1, I2 and I5, at every instant at which something changes.
+    pub(crate) fn watch(&self) {
+        let (history, violations, count) = (Arc::clone(&self.history), Arc::clone(&self.violations), Arc::clone(&self.regressions));
+        // What stood at each key, one after the other, with its place in the history of the source.
+        let stood: Mutex<BTreeMap<ObjectKey, Vec<(usize, ETag)>>> = Mutex::default();
+        let (keys, source, conditional) = (self.keys.clone(), self.source.clone(), !self.options.bare_sink);
+        let weather = Arc::clone(&self.weather);
+        self.sink.watch(Box::new(move |key, change| {
+            weather.tell(|| match change {
+                Change::Published(object) => format!("destination: {key} is now {}", object.etag),
+                Change::Removed(_) => format!("destination: {key} is removed"),
+            });
+            let Some(source_key) = keys.to_source(key) else { return };
+            let object = match change {
+                Change::Published(object) => object,
+                Change::Removed(object) => {
+                    // A late write on condition that nothing is there can bring an old version back after a deletion: no store
+                    // tells that absence from the first one. It replaces nothing, and the next pass mends it.
+                    stood.lock().unwrap().remove(key);
+                    let current = source.get(&source_key).is_some_and(|s| s.body == object.body && !s.body.is_empty());
+                    if current && conditional {
+                        violations.lock().unwrap().push(format!("I5: the very version of {key:?} was deleted that the source holds"));
+                    }
+                    return;
+                }
+            };
+            let history = history.lock().unwrap();
+            let versions = history.get(&source_key);
+            match versions.and_then(|v| v.iter().rposition(|(body, _)| *body == object.body)) {
+                None => violations.lock().unwrap().push(format!("I1: torn or corrupt object visible at {key:?}")),
+                Some(index) => {
+                    let mut stood = stood.lock().unwrap();
+                    let stood = stood.entry(key.clone()).or_default();
+                    if let Some((last, etag)) = stood.last().cloned() {
+                        // Where equal bytes have equal etags, a condition cannot tell their second coming from the first.
+                        let again = stood.iter().rev().skip_while(|(_, e)| *e == etag).any(|(_, e)| *e == etag);
+                        if index < last && !again {
+                            *count.lock().unwrap() += 1;
+                        }
+                    }
+                    stood.push((index, object.etag.clone()));
+                }
+            }
+        }));
+    }
+
+    /// What must hold when all is quiet.
+    async fn judge(&self, run: &RunId, poisoned: bool) {
+        let sweep_retry = RetryPolicy::default();
+        let swept = sweep(&self.sink, &*self.state, &self.keys, "t/", Duration::ZERO, &*self.env, &sweep_retry).await.unwrap();
+        if !self.options.bare_sink {
+            for upload in self.sink.list_uploads("", None).await.unwrap().0 {
+                let key = self.keys.to_source(&upload.key).unwrap();
+                let record = self.state.records(&[key]).await.unwrap();
+                self.violation(format!("I7: {upload:?} left open: {swept:?}, {record:?}"));
+            }
+        }
+        let dead = self.queue.dead_letters(None, 100).await.unwrap();
+        let mut bodies: Vec<_> = dead.iter().map(|d| d.body.as_str()).collect();
+        bodies.sort_unstable();
+        let mut poison = if poisoned { POISON.to_vec() } else { Vec::new() };
+        poison.sort_unstable();
+        if bodies != poison {
+            self.violation(format!("I8: dead letters are not the poison: {dead:?}"));
+        }
+        let run = self.state.run(run).await.unwrap();
+        let t = &run.totals;
+        let skipped: u64 = t.skipped.values().map(|t| t.objects).sum();
+        if t.listed.objects != t.unchanged.objects + t.queued.objects + skipped || !run.is_settled() {
+            self.violation(format!("the ledger does not close: {run:?}"));
+        }
+        if t.listed.objects != self.source.snapshot().len() as u64 {
+            self.violation(format!("listed {} of {}", t.listed.objects, self.source.snapshot().len()));
+        }
+        for earlier in self.state.runs(100).await.unwrap() {
+            let t = &earlier.totals;
+            let skipped: u64 = t.skipped.values().map(|t| t.objects).sum();
+            let closes = t.listed.objects == t.unchanged.objects + t.queued.objects + skipped;
+            // The id of a run whose start was answered by nothing was never known to anybody.
+            let begun = earlier.state != RunState::Finding;
+            if begun && (!earlier.is_settled() || !closes || t.listed.objects > 2 * KEYS.len() as u64) {
+                self.violation(format!("the ledger of a run does not close: {earlier:?}"));
+            }
+        }
+        for record in self.state.query(&RecordQuery::default(), 1000).await.unwrap() {
+            if record.status != Status::Done {
+                continue;
+            }
+            let there = self.sink.get(&self.keys.to_destination(&record.key));
+            let source = record.source.clone().unwrap();
+            let history = self.history.lock().unwrap();
+            let version = history.get(&record.key).and_then(|v| v.iter().find(|(_, etag)| Some(etag) == source.etag.as_ref()));
+            let true_record = match (&there, version) {
+                (Some(there), Some((body, _))) => record.destination.as_ref() == Some(&there.etag) && *body == there.body,
+                _ => false,
+            };
+            if !true_record {
+                self.violation(format!("I9: the record of {:?} says what is not so: {record:?} / {there:?}", record.key));
+            }
+        }
+    }
+
+    pub(crate) fn outcome(&self, violations: Vec<String>) -> Outcome {
+        Outcome {
+            violations,
+            injected: self.weather.injected(),
+            reached: take_reached(),
+            trace: self.weather.trace(),
+            options: self.options.clone(),
+            log: self.weather.log(),
+        }
+    }
+}
+
+/// The general mix: everything at once, as the seed draws it.
+pub(crate) async fn schedule(seed: u64, fabric: &dyn Fabric) -> Outcome {
+    let env: SharedEnv = Arc::new(SeededEnv::new(seed));
+    let options = Options::general(&*env, seed);
+    let world = World::new(env, options, fabric);
+    world.watch();
+    for key in world.names() {
+        if world.chance(5) > 0 {
+            world.write_source(&format!("t/{key}").into(), world.size());
+        }
+    }
+    if world.options.filled {
+        world.fill_destination();
+    }
+    world.poison().await;
+    let mut workers: Vec<TaskScope> = (0..WORKERS).map(|i| world.worker(i, Duration::ZERO)).collect();
+    let mut silent = BTreeSet::new();
+    let crashes = if world.options.calm { 0 } else { 300 };
+    let find = async {
+        world.find(crashes).await;
+        if world.options.hot {
+            sleep(Duration::from_millis(world.chance(20_000))).await;
+            world.find(crashes).await;
+        }
+    };
+    tokio::join!(find, turmoil(&world, &mut workers, &mut silent));
+    let violations = world.heal_and_judge(&silent, true).await;
+    drop(workers);
+    world.outcome(violations)
 }
 
 /// Crashes, freezes, overwrites, deletions.
-async fn turmoil(world: &World, workers: &mut [TaskScope], silent: &mut BTreeSet<ObjectKey>) {
-    for _ in 0..4 + world.chance(8) {
-        sleep(Duration::from_millis(world.chance(8_000))).await;
+async fn turmoil(world: &World<'_>, workers: &mut [TaskScope], silent: &mut BTreeSet<ObjectKey>) {
+    let (steps, pause) = if world.options.hot { (20, 4_000) } else { (4 + world.chance(8), 8_000) };
+    for _ in 0..steps {
+        sleep(Duration::from_millis(world.chance(pause))).await;
         match world.chance(6) {
-            0 => {
+            0 if !world.options.calm => {
                 let i = world.chance(u64::from(WORKERS)) as u32;
                 world.weather.note("worker crash");
                 workers[i as usize] = world.worker(i, Duration::from_millis(world.chance(5_000)));
             }
-            1 => {
-                let time = Duration::from_millis(world.chance(120_000));
+            1 if !world.options.calm => {
+                let least = if world.options.hot { 60_000 } else { 0 };
+                let time = Duration::from_millis(least + world.chance(120_000 - least));
                 world.weather.freeze(world.chance(u64::from(WORKERS)) as u32, time);
             }
             2 => {
@@ -390,8 +675,14 @@ async fn turmoil(world: &World, workers: &mut [TaskScope], silent: &mut BTreeSet
             _ => {
                 let key = world.key();
                 let held = world.source.get(&key).map(|o| o.body.len());
-                let size = if world.chance(2) == 0 { held } else { None };
-                world.write_source(&key, size.unwrap_or(SIZES[world.chance(SIZES.len() as u64) as usize]));
+                let same = world.source.get(&key).filter(|_| world.chance(8) == 0);
+                if let Some(same) = same {
+                    world.weather.note("the same bytes again");
+                    world.write_bytes(&key, same.body.to_vec());
+                } else {
+                    let size = if world.chance(2) == 0 { held } else { None };
+                    world.write_source(&key, size.unwrap_or_else(|| world.size()));
+                }
                 world.weather.note("overwrite");
                 if world.chance(2) == 0 {
                     world.event(&key).await;
@@ -401,51 +692,6 @@ async fn turmoil(world: &World, workers: &mut [TaskScope], silent: &mut BTreeSet
                     silent.insert(key);
                 }
             }
-        }
-    }
-}
-
-/// What must hold when all is quiet.
-async fn judge(world: &World, run: &RunId) {
-    let keys = KeyMap::new("copy");
-    let sweep_retry = RetryPolicy::default();
-    let swept = sweep(&world.sink, &*world.state, &keys, "t/", Duration::ZERO, &*world.env, &sweep_retry).await.unwrap();
-    for upload in world.sink.list_uploads("", None).await.unwrap().0 {
-        let key = keys.to_source(&upload.key).unwrap();
-        let record = world.state.records(&[key]).await.unwrap();
-        world.violation(format!("I7: {upload:?} left open: {swept:?}, {record:?}"));
-    }
-    let dead = world.queue.dead_letters(None, 100).await.unwrap();
-    let mut bodies: Vec<_> = dead.iter().map(|d| d.body.as_str()).collect();
-    bodies.sort_unstable();
-    let mut poison = POISON;
-    poison.sort_unstable();
-    if bodies != poison {
-        world.violation(format!("I8: dead letters are not the poison: {dead:?}"));
-    }
-    let run = world.state.run(run).await.unwrap();
-    let t = &run.totals;
-    let skipped: u64 = t.skipped.values().map(|t| t.objects).sum();
-    if t.listed.objects != t.unchanged.objects + t.queued.objects + skipped || !run.is_settled() {
-        world.violation(format!("the ledger does not close: {run:?}"));
-    }
-    if t.listed.objects != world.source.snapshot().len() as u64 {
-        world.violation(format!("listed {} of {}", t.listed.objects, world.source.snapshot().len()));
-    }
-    for record in world.state.query(&RecordQuery::default(), 1000).await.unwrap() {
-        if record.status != Status::Done {
-            continue;
-        }
-        let there = world.sink.get(&keys.to_destination(&record.key));
-        let source = record.source.clone().unwrap();
-        let history = world.history.lock().unwrap();
-        let version = history.get(&record.key).and_then(|v| v.iter().find(|(_, etag)| Some(etag) == source.etag.as_ref()));
-        let true_record = match (&there, version) {
-            (Some(there), Some((body, _))) => record.destination.as_ref() == Some(&there.etag) && *body == there.body,
-            _ => false,
-        };
-        if !true_record {
-            world.violation(format!("I9: the record of {:?} says what is not so: {record:?} / {there:?}", record.key));
         }
     }
 }
