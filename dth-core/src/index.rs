@@ -1,7 +1,7 @@
 //! What both sides can be asked: ordered listings and single headers. The finder compares two of these.
 
 use crate::{
-    error::Result,
+    error::{Error, ErrorKind, Op, Result},
     object::{Entry, EtagKind, ObjectInfo, ObjectKey, VersionId},
 };
 use async_trait::async_trait;
@@ -86,4 +86,13 @@ pub trait Index: fmt::Debug + Send + Sync + 'static {
 
     /// Looks at one object. `NotFound` where there is none.
     async fn head(&self, key: &ObjectKey, version: Option<&VersionId>) -> Result<ObjectInfo>;
+}
+
+/// `Unrepresentable` when the store does not [carry](Index::carries) a key; for sinks to begin a write with.
+pub fn must_carry(index: &dyn Index, key: &ObjectKey, op: Op) -> Result<()> {
+    if index.carries(key) {
+        return Ok(());
+    }
+    let text = format!("{} does not carry a key of {} bytes that reads so", index.name(), key.as_str().len());
+    Err(Error::new(ErrorKind::Unrepresentable, op, key.to_string()).with_source(text))
 }

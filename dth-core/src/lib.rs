@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 
 pub mod checksum;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod env;
 pub mod error;
 pub mod events;

@@ -20,6 +20,10 @@ pub enum Profile {
     Ceph,
     /// The `s3s-fs` file server: its listings show no etags and do not encode keys, uploads cannot be listed.
     S3sFs,
+    /// SeaweedFS: keys are paths (no empty, `.` or `..` segments, no backslash), and a listing cannot begin behind a key that is not there
+    /// without leaving out what is below that name as a folder.
+    #[serde(rename = "seaweedfs")]
+    SeaweedFs,
 }
 
 /// The facts of a profile.
@@ -31,6 +35,10 @@ pub(crate) struct Facts {
     pub(crate) conditions: bool,
     /// `If-Match` on DeleteObject.
     pub(crate) delete_condition: bool,
+    /// `start-after` is right for any key.
+    pub(crate) seeks: bool,
+    /// Keys must be paths.
+    pub(crate) paths: bool,
     /// Keys in listings are percent-encoded when asked for.
     pub(crate) encoded_lists: bool,
     /// The same in listings of uploads.
@@ -39,6 +47,8 @@ pub(crate) struct Facts {
     pub(crate) list_uploads: bool,
     /// `partNumber` on reads.
     pub(crate) part_reads: bool,
+    /// `x-amz-copy-source-if-match`: without it, nobody knows what version a copy inside the store is of.
+    pub(crate) pinned_copies: bool,
     /// Tags are read and written.
     pub(crate) tags: bool,
     /// `x-amz-tagging` on CreateMultipartUpload; otherwise tags follow Complete in a request of their own.
@@ -61,11 +71,14 @@ impl Profile {
             conditional_read: true,
             conditions: true,
             delete_condition: false,
+            seeks: true,
+            paths: false,
             encoded_lists: true,
             encoded_uploads: true,
             list_parts: true,
             list_uploads: true,
             part_reads: true,
+            pinned_copies: true,
             tags: true,
             tags_on_create: false,
             verifies: &[Algorithm::Md5],
@@ -73,18 +86,28 @@ impl Profile {
             full_object_crc: false,
             min_part: 5 * MIB,
         };
+        let aws = Facts {
+            delete_condition: true,
+            tags_on_create: true,
+            verifies: &[Algorithm::Md5, Algorithm::Crc64Nvme],
+            full_object_crc: true,
+            ..compatible
+        };
         match self {
-            Self::Aws => Facts {
-                delete_condition: true,
-                tags_on_create: true,
-                verifies: &[Algorithm::Md5, Algorithm::Crc64Nvme],
-                full_object_crc: true,
-                ..compatible
-            },
+            Self::Aws => aws,
+            Self::SeaweedFs => Facts { seeks: false, paths: true, encoded_uploads: false, ..aws },
             Self::Compatible => compatible,
             Self::Unconditional => Facts { conditions: false, ..compatible },
             // It encodes keys of uploads without saying so, and leaves the marker as it is.
-            Self::Ceph => Facts { conditions: false, encoded_uploads: false, offers_checksums: false, ..compatible },
+            // It answers a read by part number with the whole object, and copies whatever version there is.
+            Self::Ceph => Facts {
+                conditions: false,
+                encoded_uploads: false,
+                offers_checksums: false,
+                part_reads: false,
+                pinned_copies: false,
+                ..compatible
+            },
             Self::S3sFs => Facts {
                 conditional_read: false,
                 conditions: false,

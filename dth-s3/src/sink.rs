@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use dth_core::{
     checksum::{Algorithm, Checksum},
     error::{Error, ErrorKind, Op, Result},
+    index::must_carry,
     object::{ETag, ObjectKey, Tags},
     sink::{Body, Condition, Conditions, MultipartLimits, OpenUpload, Part, PutOptions, Sink, SinkCapability, UploadId, Written},
     source::CopyOrigin,
@@ -107,6 +108,7 @@ impl Sink for S3Store {
     }
 
     async fn put(&self, key: &ObjectKey, body: Body, options: &PutOptions) -> Result<Written> {
+        must_carry(self, key, Op::Put)?;
         let mut request = Request::new(Op::Put, Method::PUT, Some(key));
         self.create_headers(&mut request.headers, options, true, Op::Put)?;
         self.condition(&mut request.headers, &options.condition, Op::Put)?;
@@ -130,6 +132,7 @@ impl Sink for S3Store {
     }
 
     async fn create_upload(&self, key: &ObjectKey, options: &PutOptions) -> Result<UploadId> {
+        must_carry(self, key, Op::CreateUpload)?;
         let mut request = Request::new(Op::CreateUpload, Method::POST, Some(key)).query("uploads", "");
         self.create_headers(&mut request.headers, options, self.facts.tags_on_create, Op::CreateUpload)?;
         let crc = options.checksum.as_ref().is_some_and(|c| c.algorithm == Algorithm::Crc64Nvme);
@@ -254,10 +257,11 @@ impl Sink for S3Store {
     }
 
     fn can_copy(&self, origin: &CopyOrigin) -> bool {
-        origin.endpoint == self.wire.store() && origin.identity == self.identity()
+        self.facts.pinned_copies && origin.endpoint == self.wire.store() && origin.identity == self.identity()
     }
 
     async fn copy(&self, origin: &CopyOrigin, source: &ETag, key: &ObjectKey, options: &PutOptions) -> Result<Written> {
+        must_carry(self, key, Op::Copy)?;
         let mut request = Request::new(Op::Copy, Method::PUT, Some(key))
             .header("x-amz-copy-source", &self.copy_source(origin))?
             .header("x-amz-metadata-directive", "REPLACE")?

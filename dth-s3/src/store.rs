@@ -185,7 +185,12 @@ impl Index for S3Store {
 
     fn index_capability(&self) -> IndexCapability {
         let order = if self.config.unordered_listing { ListOrder::Unordered } else { ListOrder::Bytes };
-        IndexCapability { order, start_after: true, page_max: 1000, etag: self.etag_kind(), max_key: 1024 }
+        IndexCapability { order, start_after: self.facts.seeks, page_max: 1000, etag: self.etag_kind(), max_key: 1024 }
+    }
+
+    fn carries(&self, key: &ObjectKey) -> bool {
+        let is_path = || key.as_str().split('/').all(|segment| !matches!(segment, "" | "." | "..") && !segment.contains('\\'));
+        key.as_str().len() <= self.index_capability().max_key && (!self.facts.paths || is_path())
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage> {

@@ -197,7 +197,7 @@ impl Server {
             endpoint: format!("http://127.0.0.1:{port}"),
             access_key: access_key.into(),
             secret_key: secret_key.into(),
-            profile: Profile::Aws,
+            profile: Profile::SeaweedFs,
             _tasks: TaskScope::new(),
             child: Some(child),
             base: None,

@@ -4,7 +4,7 @@
 use crate::{
     checksum::{Algorithm, Checksum},
     error::{Error, ErrorKind, Op, Result},
-    index::{Index, IndexCapability, ListFrom, ListOrder, ListPage, ListRequest},
+    index::{Index, IndexCapability, ListFrom, ListOrder, ListPage, ListRequest, must_carry},
     object::{Attributes, ETag, Entry, EtagKind, ObjectInfo, ObjectKey, Tags, VersionId},
     sink::{Body, Condition, Conditions, MultipartLimits, OpenUpload, Part, PutOptions, Sink, SinkCapability, UploadId, Written},
     source::{Read, ReadOptions, ReadRange, Source, SourceCapability},
@@ -386,6 +386,7 @@ impl Sink for MemoryStore {
     }
 
     async fn put(&self, key: &ObjectKey, body: Body, options: &PutOptions) -> Result<Written> {
+        must_carry(self, key, Op::Put)?;
         let body = gather(body).await?;
         let mut state = self.lock();
         self.check(&state, key, &options.condition, Op::Put)?;
@@ -405,6 +406,7 @@ impl Sink for MemoryStore {
     }
 
     async fn create_upload(&self, key: &ObjectKey, options: &PutOptions) -> Result<UploadId> {
+        must_carry(self, key, Op::CreateUpload)?;
         let mut state = self.lock();
         state.last += 1;
         let id = UploadId::new(format!("upload-{}", state.last));

@@ -473,7 +473,9 @@ impl<'a> World<'a> {
 
     /// It heals; what the queue accepted must be done by the workers alone, or be dead. Then one more pass, and all is equal.
     pub(crate) async fn heal_and_judge(&self, silent: &BTreeSet<ObjectKey>, poisoned: bool) -> Vec<String> {
-        sleep(Duration::from_secs(130)).await;
+        // A frozen caller's slow call, given up, has taken effect by now: nothing could tell it from a new one where a sink
+        // has no conditions.
+        sleep(Duration::from_secs(310)).await;
         self.weather.set(Faults::default());
         self.drain().await;
         for key in self.differing() {

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use dth_core::{
     checksum::{Algorithm, Checksum, Digester},
     error::{Error, ErrorKind, Op, Result},
-    index::{Index, IndexCapability, ListOrder, ListPage, ListRequest},
+    index::{Index, IndexCapability, ListOrder, ListPage, ListRequest, must_carry},
     object::{Attributes, ETag, Entry, EtagKind, ObjectInfo, ObjectKey, VersionId},
     sink::{Body, Condition, Conditions, PutOptions, Sink, SinkCapability, Written},
     source::{Read, ReadOptions, ReadRange, Source, SourceCapability},
@@ -251,6 +251,7 @@ impl Sink for ObjectStoreAdapter {
     }
 
     async fn put(&self, key: &ObjectKey, body: Body, options: &PutOptions) -> Result<Written> {
+        must_carry(self, key, Op::Put)?;
         let path = self.path(key, Op::Put)?;
         self.write(key, &path, body, options).await
     }

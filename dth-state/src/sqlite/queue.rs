@@ -57,12 +57,16 @@ impl Queue for Sqlite {
 
     async fn send(&self, messages: &[Message]) -> Result<Vec<Result<()>>> {
         let now = self.now();
-        let rows: Vec<_> = messages.iter().map(|m| (m.body.clone(), now + millis(m.delay))).collect();
-        if let Some((body, _)) = rows.iter().find(|(body, _)| body.len() > MAX_BODY) {
-            let text = format!("message of {} bytes", body.len());
-            return Err(Error::new(ErrorKind::Invalid, Op::Send, text).with_source(format!("at most {MAX_BODY} bytes")));
-        }
-        let sent = rows.len();
+        let fits = |message: &Message| message.body.len() <= MAX_BODY;
+        let rows: Vec<_> = messages.iter().filter(|m| fits(m)).map(|m| (m.body.clone(), now + millis(m.delay))).collect();
+        let results = messages.iter().map(|message| {
+            if fits(message) {
+                return Ok(());
+            }
+            let text = format!("message of {} bytes", message.body.len());
+            Err(Error::new(ErrorKind::Invalid, Op::Send, text).with_source(format!("at most {MAX_BODY} bytes")))
+        });
+        let results = results.collect();
         self.write(Op::Send, move |t| {
             let mut insert = t.prepare_cached("INSERT INTO message (body, visible_at) VALUES (?1, ?2)")?;
             for (body, at) in rows {
@@ -72,7 +76,7 @@ impl Queue for Sqlite {
         })
         .await?;
         self.sent.notify_waiters();
-        Ok((0..sent).map(|_| Ok(())).collect())
+        Ok(results)
     }
 
     async fn receive(&self, max: usize, lease: Duration, wait: Duration) -> Result<Vec<Delivery>> {

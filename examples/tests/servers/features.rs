@@ -298,7 +298,7 @@ async fn full_object_checksums_are_verified_by_the_store() {
     let venv = venv();
     let (from, to) = tokio::try_join!(Server::ministack(&venv), Server::seaweedfs(&venv)).unwrap();
     let mut pair = pair(from, to).await;
-    assert_eq!(pair.settings.destination.profile, Profile::Aws);
+    assert_eq!(pair.settings.destination.profile, Profile::SeaweedFs);
     let body = bytes(23 << 20, 5);
     put(&pair.source, "plain", body.clone()).await;
     put(&pair.source, "small", bytes(100, 6)).await;

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 mod chaos;
+mod conformance;
 mod features;
 mod objects;
 mod support;

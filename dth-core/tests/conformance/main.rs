@@ -1,0 +1,79 @@
+//! The promises of the conformance suite, on the backends and wrappers of this crate; and that the suite is not blind.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unused_async, reason = "a bench may take an await to make; these do not")]
+
+mod saboteurs;
+
+mod memory {
+    use dth_core::{
+        conformance::{QueueBench, StateBench, StoreBench},
+        memory::{MemoryQueue, MemoryState, MemoryStore},
+    };
+    use std::{sync::Arc, time::Duration};
+
+    mod store {
+        use super::*;
+        async fn bench() -> StoreBench {
+            let store = MemoryStore::default();
+            StoreBench::new(Arc::new(store.clone()), Arc::new(store))
+        }
+        dth_core::conformance_store!(bench);
+    }
+
+    mod queue {
+        use super::*;
+        async fn bench() -> QueueBench {
+            QueueBench::new(Arc::new(MemoryQueue::new()), Duration::from_millis(40))
+        }
+        dth_core::conformance_queue!(bench);
+    }
+
+    mod state {
+        use super::*;
+        async fn bench() -> StateBench {
+            StateBench::new(Arc::new(MemoryState::new()))
+        }
+        dth_core::conformance_state!(bench);
+    }
+}
+
+/// The wrapper that simulations use, in good weather.
+mod chaos {
+    use dth_core::{
+        conformance::{QueueBench, StateBench, StoreBench},
+        env::SystemEnv,
+        memory::{MemoryQueue, MemoryState, MemoryStore},
+        wrap::chaos::{Chaos, Faults, Weather},
+    };
+    use std::{sync::Arc, time::Duration};
+
+    fn weather() -> Arc<Weather> {
+        Arc::new(Weather::new(Arc::new(SystemEnv), Faults::default()))
+    }
+
+    mod store {
+        use super::*;
+        async fn bench() -> StoreBench {
+            let store = Arc::new(Chaos::new(Arc::new(MemoryStore::default()), weather(), 0));
+            StoreBench::new(store.clone(), store)
+        }
+        dth_core::conformance_store!(bench);
+    }
+
+    mod queue {
+        use super::*;
+        async fn bench() -> QueueBench {
+            QueueBench::new(Arc::new(Chaos::new(Arc::new(MemoryQueue::new()), weather(), 0)), Duration::from_millis(40))
+        }
+        dth_core::conformance_queue!(bench);
+    }
+
+    mod state {
+        use super::*;
+        async fn bench() -> StateBench {
+            StateBench::new(Arc::new(Chaos::new(Arc::new(MemoryState::new()), weather(), 0)))
+        }
+        dth_core::conformance_state!(bench);
+    }
+}
