@@ -38,3 +38,29 @@ mod state {
     }
     dth_core::conformance_state!(bench);
 }
+
+/// Keys through queue and state in a file, and out of them again.
+#[tokio::test]
+async fn hostile_keys_are_kept_exactly() {
+    use dth_core::{
+        conformance::store::hostile_keys,
+        memory::MemoryStore,
+        state::{RecordQuery, StateStore},
+        sync::Sync,
+    };
+    let (source, sink, store) = (MemoryStore::default(), MemoryStore::default(), fresh());
+    let mut keys = hostile_keys(2000, 11);
+    keys.sort_unstable();
+    for key in &keys {
+        source.insert(key.as_str(), key.clone().into_bytes());
+    }
+    let task = Sync::new(Arc::new(source.clone()), Arc::new(sink.clone())).with_state(store.clone(), store.clone());
+    let report = task.run().await.unwrap();
+    assert!(report.is_success() && report.run.outcome("copied").objects == keys.len() as u64, "{report}");
+    let recorded = store.query(&RecordQuery::default(), 10_000).await.unwrap();
+    let recorded: Vec<String> = recorded.into_iter().map(|r| r.key.as_str().to_owned()).collect();
+    assert_eq!(recorded, keys);
+    for key in keys {
+        assert_eq!(sink.get(&key.as_str().into()).unwrap().body, key.as_bytes());
+    }
+}

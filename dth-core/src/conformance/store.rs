@@ -10,6 +10,7 @@ use crate::{
     object::{Attributes, ETag, Entry, EtagKind, ObjectKey},
     sink::{Body, Condition, MultipartLimits, Part, PutOptions, UploadId, Written},
     source::{ReadOptions, ReadRange},
+    state::StateStore,
     sync::Sync,
 };
 use bytes::Bytes;
@@ -47,6 +48,7 @@ promises! { $ store, StoreBench, conformance_store:
     a_delete_honours_its_condition
     a_copy_is_the_same
     a_task_arrives_whole_and_does_nothing_twice
+    hostile_keys_travel_exactly
 }
 
 const HOSTILE: [&str; 18] = [
@@ -69,6 +71,51 @@ const HOSTILE: [&str; 18] = [
     "\u{1}",
     "a//b/../c/.",
 ];
+
+/// Keys that break things: 400 by rule (every ASCII character alone, before and behind a letter; what URLs, XML, JSON, paths and
+/// shells take for something else), then as many as wanted by a seed, of all of Unicode. All differ in their first bytes, so that a
+/// directory can hold them.
+pub fn hostile_keys(generated: usize, seed: u64) -> Vec<String> {
+    const ODD: [&str; 19] = [
+        "../x",
+        "a/../b",
+        "./.",
+        "a//b",
+        "//",
+        "%",
+        "%zz",
+        "%00",
+        "+",
+        "a+b c%20d",
+        "e\u{301}",
+        "\u{feff}",
+        "\u{202e}txt",
+        "\u{fffd}",
+        "\u{10ffff}",
+        "]]>",
+        "${HOME}`id`",
+        "{\"k\":1}",
+        "-rf",
+    ];
+    let ascii = (1..0x80u8).flat_map(|c| [format!("{}", c as char), format!("{}x", c as char), format!("x{}", c as char)]);
+    let mut keys: Vec<String> = ascii.chain(ODD.map(str::to_owned)).collect();
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut draw = |bound: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % bound
+    };
+    for _ in 0..generated {
+        let len = 1 + draw(24);
+        let any = (0..len).map(|_| match draw(4) {
+            0 => char::from(32 + draw(95) as u8),
+            1 => ['/', '.', '+', '%', '&', ' ', '\\', '?', '#'][draw(9) as usize],
+            2 => char::from_u32(0xa0 + draw(0x2000) as u32).unwrap_or('x'),
+            _ => char::from_u32(1 + draw(0x10_FFFE) as u32).unwrap_or('y'),
+        });
+        keys.push(any.collect());
+    }
+    keys.iter().enumerate().map(|(i, key)| format!("{i:05}{key}")).collect()
+}
 
 fn text(len: usize) -> Bytes {
     (0..len).map(|i| (i ^ (i >> 7) ^ (i >> 13)) as u8).collect::<Vec<_>>().into()
@@ -731,5 +778,40 @@ pub async fn a_task_arrives_whole_and_does_nothing_twice(bench: &StoreBench) -> 
     }
     let second = task().run().await?;
     hold!(second.is_success() && second.run.totals.queued.objects == 0, "the second run: {:?}", second.run.totals);
+    Ok(Verdict::Held)
+}
+
+/// 400 keys by rule and 2,000 generated ones: written, listed, queued, moved, recorded and read, each byte for byte.
+pub async fn hostile_keys_travel_exactly(bench: &StoreBench) -> Checked {
+    let keys = KeyMap::new(&format!("{}copy", bench.prefix));
+    let all = hostile_keys(2000, 7).into_iter().map(|name| bench.key(&format!("h/{name}")));
+    let mut sent: Vec<ObjectKey> = all.filter(|key| bench.sink.carries(key) && bench.sink.carries(&keys.to_destination(key))).collect();
+    sent.sort_unstable();
+    let body = |key: &ObjectKey| Bytes::copy_from_slice(key.as_str().as_bytes());
+    let mut writes = stream::iter(sent.clone()).map(|key| async move { bench.put(&key, &body(&key)).await }).buffer_unordered(16);
+    while let Some(written) = writes.next().await {
+        written?;
+    }
+    let prefix = format!("{}h/", bench.prefix);
+    let state = Arc::new(MemoryState::new());
+    let report = Sync::new(Arc::clone(&bench.source), Arc::clone(&bench.sink))
+        .with_state(Arc::new(MemoryQueue::new()), Arc::clone(&state) as _)
+        .with_keys(keys.clone())
+        .with_finder(crate::finder::FinderSettings { prefix, ..Default::default() })
+        .run()
+        .await?;
+    let copied = report.run.outcome("copied").objects;
+    hold!(report.is_success() && copied == sent.len() as u64, "{} keys, {copied} copied: {:?}", sent.len(), report.run.outcomes);
+    let recorded: Vec<ObjectKey> = state.query(&crate::state::RecordQuery::default(), 10_000).await?.into_iter().map(|r| r.key).collect();
+    hold!(recorded == sent, "{} keys sent, {} recorded", sent.len(), recorded.len());
+    let mut reads = stream::iter(sent)
+        .map(|key| {
+            let there = keys.to_destination(&key);
+            async move { bench.reads(&there, &body(&key)).await }
+        })
+        .buffer_unordered(16);
+    while let Some(read) = reads.next().await {
+        read?;
+    }
     Ok(Verdict::Held)
 }

@@ -184,8 +184,13 @@ impl Index for LocalDirectory {
         // `LocalFileSystem` keeps `name#1` to itself.
         let own = text.rsplit('/').next().and_then(|name| name.split_once('#'));
         let own = own.is_some_and(|(_, tail)| !tail.is_empty() && tail.bytes().all(|b| b.is_ascii_digit()));
+        // A letter and a colon (or a bar) at the end become a folder on their way through a `file:` URL.
+        let drive = text
+            .as_bytes()
+            .last_chunk()
+            .is_some_and(|[letter, colon]: &[u8; 2]| letter.is_ascii_alphabetic() && matches!(colon, b':' | b'|'));
         let fits = text.len() <= self.index_capability().max_key && text.split('/').all(|segment| segment.len() <= 255);
-        fits && !staged && !own && exact_path(text).is_some()
+        fits && !staged && !own && !drive && exact_path(text).is_some()
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage> {

@@ -40,9 +40,9 @@ impl Plan {
             std::env::var(format!("DTH_CHAOS_{name}")).map_or(default, |v| v.parse().unwrap_or_else(|_| panic!("{name}: `{v}`")))
         };
         Self {
-            objects: number("OBJECTS", 1500) as usize,
+            objects: number("OBJECTS", 3000) as usize,
             large_mib: number("LARGE_MIB", 16) as usize,
-            kills: number("KILLS", 20) as u32,
+            kills: number("KILLS", 100) as u32,
             minutes: number("MINUTES", 0),
             to: std::env::var("DTH_CHAOS_TO").unwrap_or_else(|_| "ministack".into()),
             seed: number("SEED", SystemEnv.random() % 1_000_000),
