@@ -271,12 +271,12 @@ impl Inner {
         let mut shards = vec![walk.shard.clone()];
         shards.extend(new);
         let step = Advance { shards, totals, packs, sent: std::mem::take(&mut walk.sent) };
-        if wrong(Bug::OutboxForgotten) {
+        let ours = if wrong(Bug::OutboxForgotten) {
             // Nothing is kept of them: a finder that dies before it has sent them has lost them.
-            self.advance(run, &Advance { packs: step.packs[to_send..].to_vec(), ..step.clone() }).await?;
+            self.advance(run, &Advance { packs: step.packs[to_send..].to_vec(), ..step.clone() }).await?
         } else {
-            self.advance(run, &step).await?;
-        }
+            self.advance(run, &step).await?
+        };
         walk.shard.version += 1;
         let totals = &step.totals;
         self.events.emit(|| Event::Found {
@@ -289,24 +289,27 @@ impl Inner {
             walk.sent.extend(step.packs[..to_send].iter().map(|p| p.pack.clone()));
             self.mark_sent(walk, shared).await?;
         }
-        if to_send > 0 {
+        if to_send > 0 && ours {
             walk.sent.extend(self.send(&step.packs[..to_send]).await?);
         }
         Ok(())
     }
 
-    /// One step; a lost answer is cleared up by looking at the shard's version.
-    async fn advance(&self, run: &crate::state::RunId, step: &Advance) -> Result<()> {
+    /// One step; a lost answer is cleared up by looking at the shard's version. `false` when the step that was found is not
+    /// ours: a finder that died has made the same one, late, and its packs are in the outbox instead of ours.
+    async fn advance(&self, run: &crate::state::RunId, step: &Advance) -> Result<bool> {
         let retry = self.settings.retry;
         let mut tried = 0;
         loop {
             tried += 1;
-            let Err(error) = self.state.advance(run, step).await else { return Ok(()) };
+            let Err(error) = self.state.advance(run, step).await else { return Ok(true) };
             if error.maybe_applied() {
                 let stored = retry.run(&*self.env, || self.state.shards(run)).await?;
                 let applied = |shard: &Shard| stored.iter().any(|s| *s == Shard { version: shard.version + 1, ..shard.clone() });
                 if !step.shards.is_empty() && step.shards.iter().all(applied) {
-                    return Ok(());
+                    let Some(ours) = step.packs.iter().find(|p| !p.held) else { return Ok(true) };
+                    let kept = retry.run(&*self.env, || self.state.outbox(run, usize::MAX >> 1)).await?;
+                    return Ok(kept.iter().any(|p| p.pack == ours.pack));
                 }
             }
             let Some(pause) = retry.pause(&error, tried, &*self.env).filter(|_| error.kind() != crate::error::ErrorKind::Precondition)

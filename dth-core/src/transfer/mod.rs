@@ -242,6 +242,23 @@ impl Transfer {
         }
         let size = read.info.entry.size.unwrap_or(read.range.end);
         let whole = read.range == (0..size);
+        if !whole && matches!(options.range, ReadRange::Bytes(_)) && self.goes_whole(&read.info, size) {
+            // It is smaller than the listing (or an event) said: read as one, it can be checked as one.
+            let pinned = ReadOptions { range: ReadRange::Full, if_match: read.info.entry.etag.clone(), version: None };
+            drop((read, permit));
+            return match self.read(&job.key, &pinned).await {
+                Ok((read, permit)) => {
+                    self.drop_upload(job, journal).await?;
+                    if size <= self.settings.hold_max {
+                        self.single(key, held, read, permit, journal).await
+                    } else {
+                        self.streamed(key, held, read, permit, None, journal).await
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::Precondition => Ok(Attempt::Changed),
+                Err(error) => self.unreadable(job, error, journal).await.map(|e| Attempt::Ended(Box::new(e))),
+            };
+        }
         let held_whole = whole && size <= self.settings.hold_max.min(self.sink.sink_capability().max_put);
         let streamed_whole = whole && !held_whole && self.streams_whole(&read.info, size);
         let capability = self.sink.sink_capability();
@@ -272,6 +289,13 @@ impl Transfer {
             }
             self.multipart(job, key, held, read, permit, journal).await
         }
+    }
+
+    /// Whether an object is written by one request where parts would do as well.
+    fn goes_whole(&self, info: &ObjectInfo, size: u64) -> bool {
+        let capability = self.sink.sink_capability();
+        let held = size <= self.settings.hold_max.min(capability.max_put);
+        capability.multipart.is_some() && (held || self.streams_whole(info, size))
     }
 
     /// To a sink without parts: one stream, proven by the strongest thing that the source says of the object. Of an etag of

@@ -543,7 +543,8 @@ impl<'a> World<'a> {
                     let stood = stood.entry(key.clone()).or_default();
                     if let Some((last, etag)) = stood.last().cloned() {
                         // Where equal bytes have equal etags, a condition cannot tell their second coming from the first.
-                        let again = stood.iter().rev().skip_while(|(_, e)| *e == etag).any(|(_, e)| *e == etag);
+                        let apart = stood.iter().rev().skip_while(|(_, e)| *e == etag).any(|(_, e)| *e == etag);
+                        let again = apart || stood.iter().any(|(index, e)| *e == etag && *index != last);
                         if index < last && !again {
                             *count.lock().unwrap() += 1;
                         }
