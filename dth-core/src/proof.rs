@@ -4,6 +4,8 @@
 //! Branches are counted with the feature `conformance` only. Wrong variants exist only in a build with
 //! `--cfg dth_seeded_bugs`, where one is chosen at run time, per thread; elsewhere [`wrong`] is a constant `false`.
 
+#![cfg_attr(not(feature = "conformance"), allow(dead_code, unreachable_pub, reason = "only the conformance suite sees it"))]
+
 macro_rules! named {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident => $text:literal,)* }) => {
         $(#[$doc])*

@@ -138,8 +138,10 @@ impl SkipReason {
 /// How a job ended, as the ledger counts it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Outcome {
-    /// Moved and verified.
+    /// Moved and verified against a checksum of the source.
     Copied,
+    /// Moved; what was stored is what was read, but the source offers nothing that would show whether it was read right.
+    CopiedTransportOnly,
     /// The destination already held it.
     AlreadyCurrent,
     /// Gone from the source.
@@ -157,6 +159,7 @@ impl Outcome {
     pub fn label(self) -> String {
         match self {
             Self::Copied => "copied".into(),
+            Self::CopiedTransportOnly => "copied:transport_only".into(),
             Self::AlreadyCurrent => "already_current".into(),
             Self::Cancelled => "cancelled".into(),
             Self::Deleted => "deleted".into(),

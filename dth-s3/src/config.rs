@@ -150,6 +150,8 @@ pub struct S3Config {
     pub acl: Option<String>,
     /// Server-side encryption of what is written.
     pub encryption: Encryption,
+    /// Least bytes of a part, of a store that takes smaller ones than its kind does (5 MiB).
+    pub min_part: Option<u64>,
     /// Its listings are not in byte order: they are sorted on disk before they are compared.
     pub unordered_listing: bool,
     /// Which proxy requests go through.

@@ -65,7 +65,9 @@ pub(crate) fn classify(status: StatusCode, code: &str) -> ErrorKind {
         return *kind;
     }
     match status.as_u16() {
-        301 | 307 | 400 | 405 | 411 | 413 | 414 => ErrorKind::Invalid,
+        // A temporary redirect is not followed: where it leads, nobody has said that the credentials may go.
+        307 => ErrorKind::Unavailable,
+        301 | 400 | 405 | 411 | 413 | 414 => ErrorKind::Invalid,
         401 => ErrorKind::CredentialsExpired,
         403 => ErrorKind::Denied,
         404 | 410 => ErrorKind::NotFound,
@@ -80,14 +82,21 @@ pub(crate) fn classify(status: StatusCode, code: &str) -> ErrorKind {
     }
 }
 
+/// Whether an operation changes nothing, or nothing that could not simply be repeated.
+pub(crate) fn only_reads(op: Op) -> bool {
+    matches!(op, Op::List | Op::Head | Op::Read | Op::Tags | Op::ListParts | Op::ListUploads)
+}
+
 /// Whether the request may have taken effect although the answer is an error: a server or gateway that failed cannot say.
-fn maybe_applied(status: StatusCode, kind: ErrorKind) -> bool {
-    status.is_server_error() && kind == ErrorKind::Unavailable
+fn maybe_applied(op: Op, status: StatusCode, kind: ErrorKind) -> bool {
+    status.is_server_error() && kind == ErrorKind::Unavailable && !only_reads(op)
 }
 
 /// The error of an answer.
 pub(crate) fn from_answer(op: Op, target: String, status: StatusCode, headers: &HeaderMap, body: &ErrorBody) -> Error {
     let kind = match classify(status, &body.code) {
+        // Without a body, this is a time-out or an expired token as well as anything else.
+        ErrorKind::Invalid if op == Op::Head && status == StatusCode::BAD_REQUEST => ErrorKind::Unavailable,
         // A gateway's 404 is not the store's word on the object. An answer to HEAD has no body to tell by.
         ErrorKind::NotFound if body.code.is_empty() && op != Op::Head => ErrorKind::Unavailable,
         kind => kind,
@@ -95,7 +104,7 @@ pub(crate) fn from_answer(op: Op, target: String, status: StatusCode, headers: &
     let name = if body.code.is_empty() { status.as_u16().to_string() } else { format!("{} {}", status.as_u16(), body.code) };
     let customer_key = body.code == "InvalidRequest" && body.message.contains("form of Server Side Encryption");
     let kind = if customer_key { ErrorKind::Unsupported } else { kind };
-    let mut error = Error::new(kind, op, target).with_code(name).with_maybe_applied(maybe_applied(status, kind));
+    let mut error = Error::new(kind, op, target).with_code(name).with_maybe_applied(maybe_applied(op, status, kind));
     let named = headers.get("x-amz-bucket-region").and_then(|v| v.to_str().ok()).or(body.region.as_deref());
     if let Some(region) = named.filter(|_| status.is_redirection() || status.as_u16() == 400) {
         error = error.with_source(format!("the bucket is in region `{region}`: set `region` to it"));
@@ -126,6 +135,8 @@ mod tests {
             (error.kind(), error.is_retryable(), error.maybe_applied())
         };
         assert_eq!(row(404, ""), (K::NotFound, false, false), "HEAD has no body");
+        assert_eq!(row(400, ""), (K::Unavailable, true, false), "HEAD has no body");
+        assert_eq!(row(307, "TemporaryRedirect"), (K::Unavailable, true, false));
         assert_eq!(row(404, "NoSuchBucket"), (K::Invalid, false, false), "a missing bucket is no missing object");
         assert_eq!(row(412, "PreconditionFailed"), (K::Precondition, true, false));
         assert_eq!(row(409, "ConditionalRequestConflict"), (K::Conflict, true, false));
@@ -135,7 +146,7 @@ mod tests {
         assert_eq!(row(503, "SlowDown"), (K::Throttled, true, false));
         assert_eq!(row(429, ""), (K::Throttled, true, false));
         assert_eq!(row(500, "InternalError"), (K::Unavailable, true, true));
-        assert_eq!(row(502, ""), (K::Unavailable, true, true));
+        assert_eq!(row(502, ""), (K::Unavailable, true, false), "HEAD changes nothing");
         assert_eq!(row(400, "RequestTimeout"), (K::Unavailable, true, false));
         assert_eq!(row(400, "BadDigest"), (K::Corrupt, true, false));
         assert_eq!(row(416, "InvalidRange"), (K::Corrupt, true, false));

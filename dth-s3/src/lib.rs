@@ -16,3 +16,4 @@ pub use config::{CredentialsConfig, Encryption, Proxy, S3Config, Secret, Style};
 pub use object_store::{LocalDirectory, ObjectStoreAdapter};
 pub use profile::Profile;
 pub use store::{BucketFacts, S3Store};
+pub use wire::{Connector, Transport};

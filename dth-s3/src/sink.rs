@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use dth_core::{
     checksum::{Algorithm, Checksum},
     error::{Error, ErrorKind, Op, Result},
-    index::must_carry,
+    index::{Index, must_carry},
     object::{ETag, ObjectKey, Tags},
     sink::{Body, Condition, Conditions, MultipartLimits, OpenUpload, Part, PutOptions, Sink, SinkCapability, UploadId, Written},
     source::CopyOrigin,
@@ -57,14 +57,23 @@ impl S3Store {
     async fn result(&self, answer: Answer, key: &ObjectKey, op: Op, root: &str) -> Result<xml::Element> {
         let headers = answer.headers.clone();
         let document = answer.document().await?;
-        if let Some(body) = xml::error(&document) {
-            let status = http::StatusCode::INTERNAL_SERVER_ERROR;
-            return Err(crate::error::from_answer(op, self.wire.target(Some(key)), status, &headers, &body));
-        }
+        self.no_error(&document, &headers, key, op)?;
         let lost =
             |why: String| Error::new(ErrorKind::Unavailable, op, self.wire.target(Some(key))).with_maybe_applied(true).with_source(why);
         let element = xml::parse(&document).map_err(lost)?;
         if element.is(root) { Ok(element) } else { Err(lost(format!("the answer is no {root}"))) }
+    }
+
+    fn no_error(&self, document: &str, headers: &HeaderMap, key: &ObjectKey, op: Op) -> Result<()> {
+        let Some(body) = xml::error(document) else { return Ok(()) };
+        let status = http::StatusCode::INTERNAL_SERVER_ERROR;
+        Err(crate::error::from_answer(op, self.wire.target(Some(key)), status, headers, &body))
+    }
+
+    /// The end of an answer that says nothing, unless a gateway on the way says that there is none.
+    async fn done(&self, answer: Answer, key: &ObjectKey, op: Op) -> Result<()> {
+        let headers = answer.headers.clone();
+        self.no_error(&answer.document().await?, &headers, key, op)
     }
 
     fn copy_source(&self, origin: &CopyOrigin) -> String {
@@ -117,7 +126,9 @@ impl Sink for S3Store {
         }
         request.body = request_body(body);
         let answer = self.wire.send(request).await?;
-        Ok(headers::written(&answer.headers))
+        let written = headers::written(&answer.headers);
+        self.done(answer, key, Op::Put).await?;
+        Ok(written)
     }
 
     async fn delete(&self, key: &ObjectKey, condition: &Condition) -> Result<()> {
@@ -126,8 +137,14 @@ impl Sink for S3Store {
             headers::put_condition(&mut request.headers, condition, Op::Delete)?;
         }
         match self.wire.send(request).await {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            answer => answer.map(drop),
+            // Not the answer of a store that has deleted (204): whether it is gone, a look tells.
+            Err(error) if error.kind() == ErrorKind::NotFound => match self.head(key, None).await {
+                Ok(_) => Err(Error::new(ErrorKind::Unavailable, Op::Delete, self.wire.target(Some(key))).with_source(error)),
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+                Err(error) => Err(error),
+            },
+            Err(error) => Err(error),
+            Ok(answer) => self.done(answer, key, Op::Delete).await,
         }
     }
 
@@ -156,7 +173,9 @@ impl Sink for S3Store {
         let answer = self.wire.send(request).await?;
         let etag = headers::etag(&answer.headers).ok_or_else(|| answer.error(ErrorKind::Corrupt, "the answer names no etag"))?;
         let opaque_etag = headers::is_opaque(&answer.headers);
-        Ok(Part { number, size, etag, opaque_etag, checksum: headers::full_checksum(&answer.headers) })
+        let checksum = headers::full_checksum(&answer.headers);
+        self.done(answer, key, Op::PutPart).await?;
+        Ok(Part { number, size, etag, opaque_etag, checksum })
     }
 
     async fn list_parts(&self, key: &ObjectKey, upload: &UploadId) -> Result<Vec<Part>> {
@@ -170,6 +189,9 @@ impl Sink for S3Store {
             let document = self.wire.send(request).await?.document().await?;
             let broken = |why: String| Error::new(ErrorKind::Corrupt, Op::ListParts, self.wire.target(Some(key))).with_source(why);
             let root = xml::parse(&document).map_err(broken)?;
+            if !root.is("ListPartsResult") {
+                return Err(broken("the answer is no list of parts".into()));
+            }
             for part in root.all("Part") {
                 let number = part.text("PartNumber").and_then(|n| n.parse().ok());
                 let size = part.text("Size").and_then(|n| n.parse().ok());
@@ -201,6 +223,9 @@ impl Sink for S3Store {
         let document = self.wire.send(request).await?.document().await?;
         let broken = |why: String| Error::new(ErrorKind::Corrupt, Op::ListUploads, self.wire.target(None)).with_source(why);
         let root = xml::parse(&document).map_err(broken)?;
+        if !root.is("ListMultipartUploadsResult") {
+            return Err(broken("the answer is no list of uploads".into()));
+        }
         let encoded = self.facts.encoded_uploads && root.text("EncodingType") == Some("url");
         let mut uploads = Vec::new();
         for upload in root.all("Upload") {
@@ -241,7 +266,8 @@ impl Sink for S3Store {
         let request = Request::new(Op::AbortUpload, Method::DELETE, Some(key)).query("uploadId", upload.as_str());
         match self.wire.send(request).await {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            answer => answer.map(drop),
+            Err(error) => Err(error),
+            Ok(answer) => self.done(answer, key, Op::AbortUpload).await,
         }
     }
 
@@ -253,7 +279,8 @@ impl Sink for S3Store {
         document.push_str("</TagSet></Tagging>");
         let mut request = Request::new(Op::Tags, Method::PUT, Some(key)).query("tagging", "");
         request.body = RequestBody::Document(document);
-        self.wire.send(request).await.map(drop)
+        let answer = self.wire.send(request).await?;
+        self.done(answer, key, Op::Tags).await
     }
 
     fn can_copy(&self, origin: &CopyOrigin) -> bool {

@@ -4,7 +4,7 @@ use crate::{
     config::{CredentialsConfig, Encryption, S3Config},
     headers,
     profile::Facts,
-    wire::{Answer, Request, RequestBody, Wire, uri, xml},
+    wire::{Answer, Connector, Request, RequestBody, Wire, uri, xml},
 };
 use async_trait::async_trait;
 use dth_core::{
@@ -55,8 +55,19 @@ impl S3Store {
 
     /// As [`new`](Self::new), with the clock that signatures are dated by.
     pub fn with_env(config: S3Config, env: SharedEnv) -> Result<Self> {
-        let wire = Wire::new(&config, env)?;
-        Ok(Self { facts: config.profile.facts(), config: Arc::new(config), wire: Arc::new(wire) })
+        Self::make(config, env, None)
+    }
+
+    /// As [`with_env`](Self::with_env), over connections of another kind than TCP.
+    pub fn with_connector(config: S3Config, env: SharedEnv, connector: Arc<dyn Connector>) -> Result<Self> {
+        Self::make(config, env, Some(connector))
+    }
+
+    fn make(config: S3Config, env: SharedEnv, connector: Option<Arc<dyn Connector>>) -> Result<Self> {
+        let wire = Wire::new(&config, env, connector)?;
+        let mut facts = config.profile.facts();
+        facts.min_part = config.min_part.unwrap_or(facts.min_part);
+        Ok(Self { facts, config: Arc::new(config), wire: Arc::new(wire) })
     }
 
     /// Makes the bucket; one of ours that is there already is no error.
@@ -134,6 +145,10 @@ impl S3Store {
     fn judge_read(&self, key: &ObjectKey, options: &ReadOptions, answer: &Answer) -> Result<(ObjectInfo, std::ops::Range<u64>)> {
         let wrong = |why: String| answer.error(ErrorKind::Corrupt, why);
         let length = headers::content_length(&answer.headers).ok_or_else(|| wrong("the answer names no length".into()))?;
+        if headers::etag(&answer.headers).is_none() {
+            // A gateway's page, or an error after all: every answer of a store names the version that it gives.
+            return Err(wrong("the answer names no etag".into()));
+        }
         let (range, total) = match (answer.status, &options.range) {
             (StatusCode::PARTIAL_CONTENT, ReadRange::Full) => return Err(wrong("206 to a request without a range".into())),
             (StatusCode::PARTIAL_CONTENT, _) => {
@@ -232,7 +247,8 @@ impl Index for S3Store {
         let answer = self.wire.send(request).await?;
         let size = headers::content_length(&answer.headers);
         let size = size.ok_or_else(|| answer.error(ErrorKind::Corrupt, "the answer names no length"))?;
-        Ok(headers::info(key, size, &answer.headers))
+        let info = headers::info(key, size, &answer.headers);
+        if info.entry.etag.is_some() { Ok(info) } else { Err(answer.error(ErrorKind::Corrupt, "the answer names no etag")) }
     }
 }
 

@@ -771,7 +771,7 @@ pub async fn a_task_arrives_whole_and_does_nothing_twice(bench: &StoreBench) -> 
             .with_finder(finder.clone())
     };
     let first = task().run().await?;
-    let copied = first.run.outcome("copied").objects;
+    let copied = first.run.outcomes_like("copied").objects;
     hold!(first.is_success() && copied == objects.len() as u64, "{} objects, {copied} copied: {:?}", objects.len(), first.run.outcomes);
     for (key, body) in &objects {
         bench.reads(&keys.to_destination(key), body).await?;
@@ -800,7 +800,7 @@ pub async fn hostile_keys_travel_exactly(bench: &StoreBench) -> Checked {
         .with_finder(crate::finder::FinderSettings { prefix, ..Default::default() })
         .run()
         .await?;
-    let copied = report.run.outcome("copied").objects;
+    let copied = report.run.outcomes_like("copied").objects;
     hold!(report.is_success() && copied == sent.len() as u64, "{} keys, {copied} copied: {:?}", sent.len(), report.run.outcomes);
     let recorded: Vec<ObjectKey> = state.query(&crate::state::RecordQuery::default(), 10_000).await?.into_iter().map(|r| r.key).collect();
     hold!(recorded == sent, "{} keys sent, {} recorded", sent.len(), recorded.len());

@@ -473,6 +473,7 @@ impl Transfer {
         checksum: Option<crate::checksum::Checksum>,
         verified: Verified,
     ) -> Ended {
+        let outcome = if matches!(verified, Verified::Transport(_)) { Outcome::CopiedTransportOnly } else { Outcome::Copied };
         let mut record = journal.next(Status::Done, self.env.now());
         record.source = Some(SourceVersion::of(source));
         record.destination = Some(destination);
@@ -480,7 +481,7 @@ impl Transfer {
         record.verified = Some(verified);
         record.upload = None;
         record.failure = None;
-        Ended { outcome: Outcome::Copied, bytes: source.size.unwrap_or(0), record }
+        Ended { outcome, bytes: source.size.unwrap_or(0), record }
     }
 
     /// The record of a job that is given up.

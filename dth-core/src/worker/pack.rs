@@ -207,7 +207,9 @@ impl Inner {
         };
         self.events.emit(|| Event::Again { key: job.key.clone(), cause: error.chain() });
         tracing::warn!(key = %job.key, error = %error.chain(), attempts, "job failed");
-        let last = !error.is_retryable() || attempts >= self.settings.max_attempts;
+        // Keys that expired are no fault of the object: they may be renewed before its tries are used up.
+        let passes = error.is_retryable() || error.kind() == ErrorKind::CredentialsExpired;
+        let last = !passes || attempts >= self.settings.max_attempts;
         if alone && last { self.give_up(job, &mut journal, error).await } else { Went::Again(error) }
     }
 
@@ -286,7 +288,7 @@ impl Inner {
     /// Another delivery, or another job, has recorded something else, and perhaps an older version than the one that we published
     /// (the source was overwritten in between): whoever takes this message looks, and makes the record true. It counts nowhere.
     async fn tell_of_published(&self, pack: &Pack, ended: impl IntoIterator<Item = (usize, &Ended)>) -> Result<()> {
-        let published = ended.into_iter().filter(|(_, e)| e.outcome == Outcome::Copied);
+        let published = ended.into_iter().filter(|(_, e)| matches!(e.outcome, Outcome::Copied | Outcome::CopiedTransportOnly));
         let looks: Vec<_> = published
             .map(|(index, _)| {
                 let job = &pack.jobs[index];

@@ -2,13 +2,13 @@
 //! identity or clock.
 
 use super::{
-    connect::{BoxError, Http, HttpBody, client},
+    connect::{BoxError, Connector, Http, HttpBody, client},
     uri, xml,
 };
 use crate::{
     config::{Endpoint, S3Config},
     credentials::Identities,
-    error::{ErrorBody, from_answer},
+    error::{ErrorBody, from_answer, only_reads},
 };
 use aws_sigv4::{
     http_request::{
@@ -40,11 +40,14 @@ use std::{
     task::{Context, Poll},
     time::{Duration, SystemTime},
 };
+use tokio::time::Instant;
 
 /// Answers are read whole only where they are documents; none of ours is larger.
 const MAX_DOCUMENT: u64 = 64 << 20;
 /// The least progress that an upload must make, in bytes a second, before it is given up.
 const SLOWEST: u64 = 32 << 10;
+/// The same for an answer, counted while somebody waits for it: less is a stall that merely drips.
+const SLOWEST_ANSWER: u64 = 1 << 10;
 
 /// What to send.
 pub(crate) enum RequestBody {
@@ -124,11 +127,11 @@ impl fmt::Debug for Wire {
 }
 
 impl Wire {
-    pub(crate) fn new(config: &S3Config, env: SharedEnv) -> Result<Self> {
+    pub(crate) fn new(config: &S3Config, env: SharedEnv, connector: Option<Arc<dyn Connector>>) -> Result<Self> {
         let connect = Duration::from_secs(config.connect_timeout_seconds.unwrap_or(10));
         let region = config.region().to_owned();
         Ok(Self {
-            http: client(config.ca_file.as_deref(), &config.proxy, connect)?,
+            http: client(config.ca_file.as_deref(), &config.proxy, connect, connector)?,
             place: RwLock::new(Arc::new(Place { endpoint: config.endpoint(&region)?, region })),
             config: config.clone(),
             bucket: config.bucket.clone(),
@@ -204,15 +207,18 @@ impl Wire {
             }
             let status = sent.status;
             let answered = sent.headers.clone();
-            let document = sent.document().await.unwrap_or_default();
+            // A refusal whose reason is lost on the way is none: by its status alone, what passes would look final.
+            let document = sent.document().await.map_err(|e| e.with_code(status.as_u16().to_string()))?;
             let parsed = xml::error(&document).unwrap_or_default();
             let error = from_answer(op, target.clone(), status, &answered, &parsed);
             // A refused identity or clock: nothing was done, so that it can be tried once with a new one.
             let renewed = match error.kind() {
                 ErrorKind::CredentialsExpired if parsed.code == "RequestTimeTooSkewed" => self.learn_clock(&answered, used_skew),
                 ErrorKind::CredentialsExpired => self.identities.forget().await,
-                // An answer to HEAD has no code: a clock far off tells.
-                ErrorKind::Denied if op == Op::Head => self.learn_clock(&answered, used_skew),
+                // An answer to HEAD has no code: a clock far off tells, and an identity can be read again.
+                ErrorKind::Denied | ErrorKind::Unavailable if op == Op::Head && status.is_client_error() => {
+                    self.learn_clock(&answered, used_skew) || self.identities.forget().await
+                }
                 _ => false,
             };
             let renewed = renewed || self.follow(&place, status, &answered, &parsed)?;
@@ -341,7 +347,7 @@ impl Answer {
     /// The whole answer as text.
     pub(crate) async fn document(self) -> Result<String> {
         let (op, target) = (self.op, self.target.clone());
-        let read = self.method_reads();
+        let read = only_reads(op);
         let mut stream = self.stream();
         let mut all = Vec::new();
         while let Some(chunk) = stream.next().await {
@@ -355,25 +361,32 @@ impl Answer {
         String::from_utf8(all).map_err(|e| Error::new(ErrorKind::Corrupt, op, target).with_source(e))
     }
 
-    fn method_reads(&self) -> bool {
-        matches!(self.op, Op::List | Op::Head | Op::Read | Op::Tags | Op::ListParts | Op::ListUploads)
-    }
-
-    /// The body as it arrives; given up when nothing comes for the idle time.
+    /// The body as it arrives; given up when nothing, or next to nothing, comes for the idle time.
     pub(crate) fn stream(self) -> ByteStream {
         let Self { body, op, target, idle, .. } = self;
         let broken = move |target: &str, why: BoxError| Error::new(ErrorKind::Unavailable, op, target).with_source(why);
-        stream::try_unfold((body, target), move |(mut body, target)| async move {
+        let least = SLOWEST_ANSWER * idle.as_secs();
+        stream::try_unfold((body, target, Duration::ZERO, 0), move |(mut body, target, mut waited, mut came)| async move {
             loop {
-                return match tokio::time::timeout(idle, body.frame()).await {
-                    Err(_) => Err(broken(&target, format!("no byte for {idle:?}").into())),
-                    Ok(None) => Ok(None),
-                    Ok(Some(Err(error))) => Err(broken(&target, error.into())),
-                    Ok(Some(Ok(frame))) => match frame.into_data() {
-                        Ok(data) if !data.is_empty() => Ok(Some((data, (body, target)))),
-                        _ => continue,
-                    },
+                let asked = Instant::now();
+                let frame = tokio::time::timeout(idle, body.frame()).await;
+                waited += asked.elapsed();
+                let data = match frame {
+                    Err(_) => return Err(broken(&target, format!("no byte for {idle:?}").into())),
+                    Ok(None) => return Ok(None),
+                    Ok(Some(Err(error))) => return Err(broken(&target, error.into())),
+                    Ok(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
                 };
+                came += data.len() as u64;
+                if waited >= idle {
+                    if came < least {
+                        return Err(broken(&target, format!("only {came} bytes in {waited:?}").into()));
+                    }
+                    (waited, came) = (Duration::ZERO, 0);
+                }
+                if !data.is_empty() {
+                    return Ok(Some((data, (body, target, waited, came))));
+                }
             }
         })
         .boxed()

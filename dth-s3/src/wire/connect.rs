@@ -1,6 +1,7 @@
 //! One HTTP client: hyper over rustls, with the system's certificates and our own, through a proxy where one is set.
 
 use crate::config::Proxy;
+use async_trait::async_trait;
 use bytes::Bytes;
 use dth_core::error::{Error, ErrorKind, Op, Result};
 use http::HeaderValue;
@@ -18,9 +19,10 @@ use hyper_util::{
 };
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use std::{
+    fmt,
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     task::{Context, Poll},
     time::Duration,
 };
@@ -28,6 +30,19 @@ use tower_service::Service;
 
 pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub(super) type HttpBody = UnsyncBoxBody<Bytes, BoxError>;
+
+/// A connection of a [`Connector`].
+pub trait Transport: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin {}
+
+impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin> Transport for T {}
+
+/// Where connections come from, instead of TCP: a Unix socket, a tunnel, a simulated network.
+#[async_trait]
+pub trait Connector: fmt::Debug + Send + Sync {
+    /// A connection to this host and port; TLS, where the endpoint is `https`, is spoken over it. Proxies are not asked.
+    async fn connect(&self, host: &str, port: u16) -> std::io::Result<Box<dyn Transport>>;
+}
+
 type Pool = Client<Deadline<HttpsConnector<Proxied>>, HttpBody>;
 
 /// The client, and what it must know of its proxy.
@@ -48,16 +63,21 @@ impl Http {
 }
 
 /// A client that trusts the system's certificates and those of `ca_file`.
-pub(super) fn client(ca_file: Option<&str>, proxy: &Proxy, connect_timeout: Duration) -> Result<Http> {
+pub(super) fn client(
+    ca_file: Option<&str>,
+    proxy: &Proxy,
+    connect_timeout: Duration,
+    connector: Option<Arc<dyn Connector>>,
+) -> Result<Http> {
     let invalid = |why: BoxError| Error::new(ErrorKind::Invalid, Op::Configure, "TLS").with_source(why);
     let tls = tls(ca_file).map_err(invalid)?;
-    let proxies = Arc::new(matcher(proxy)?);
+    let proxies = Arc::new(if connector.is_some() { Matcher::builder().build() } else { matcher(proxy)? });
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_keepalive(Some(Duration::from_secs(60)));
     let over_tls = |tls| hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
-    let proxied = Proxied { to_proxy: over_tls(tls.clone()).wrap_connector(tcp.clone()), tcp, proxies: Arc::clone(&proxies) };
+    let proxied = Proxied { to_proxy: over_tls(tls.clone()).wrap_connector(tcp.clone()), tcp, connector, proxies: Arc::clone(&proxies) };
     let https = over_tls(tls).wrap_connector(proxied);
     let pool = Client::builder(TokioExecutor::new())
         // Without a timer the idle timeout has no effect.
@@ -99,6 +119,7 @@ type Connecting<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
 /// Connects directly, or to a proxy, as the destination wants it.
 #[derive(Clone)]
 pub(super) struct Proxied {
+    connector: Option<Arc<dyn Connector>>,
     tcp: HttpConnector,
     to_proxy: HttpsConnector<HttpConnector>,
     proxies: Arc<Matcher>,
@@ -106,8 +127,14 @@ pub(super) struct Proxied {
 
 /// A connection; over a forwarding proxy, requests name the whole URL.
 pub(super) struct MaybeProxied {
-    io: MaybeHttpsStream<TokioIo<tokio::net::TcpStream>>,
+    io: Io,
     forwarded: bool,
+}
+
+#[expect(clippy::large_enum_variant, reason = "the large one is the common one")]
+enum Io {
+    Tcp(MaybeHttpsStream<TokioIo<tokio::net::TcpStream>>),
+    Custom(TokioIo<Box<dyn Transport>>),
 }
 
 impl Service<http::Uri> for Proxied {
@@ -120,9 +147,17 @@ impl Service<http::Uri> for Proxied {
     }
 
     fn call(&mut self, to: http::Uri) -> Self::Future {
+        if let Some(connector) = self.connector.clone() {
+            return Box::pin(async move {
+                let port = to.port_u16().unwrap_or(if to.scheme_str() == Some("https") { 443 } else { 80 });
+                let io = connector.connect(to.host().unwrap_or_default(), port).await?;
+                Ok(MaybeProxied { io: Io::Custom(TokioIo::new(io)), forwarded: false })
+            });
+        }
+        let tcp = |io, forwarded| MaybeProxied { io: Io::Tcp(io), forwarded };
         let Some(proxy) = self.proxies.intercept(&to) else {
             let connecting = self.tcp.call(to);
-            return Box::pin(async move { Ok(MaybeProxied { io: MaybeHttpsStream::Http(connecting.await?), forwarded: false }) });
+            return Box::pin(async move { Ok(tcp(MaybeHttpsStream::Http(connecting.await?), false)) });
         };
         if !matches!(proxy.uri().scheme_str(), Some("http" | "https")) {
             return Box::pin(async { Err("only http and https proxies are supported".into()) });
@@ -133,47 +168,69 @@ impl Service<http::Uri> for Proxied {
                 tunnel = tunnel.with_auth(login.clone());
             }
             let connecting = tunnel.call(to);
-            Box::pin(async move { Ok(MaybeProxied { io: connecting.await?, forwarded: false }) })
+            Box::pin(async move { Ok(tcp(connecting.await?, false)) })
         } else {
             let connecting = self.to_proxy.call(proxy.uri().clone());
-            Box::pin(async move { Ok(MaybeProxied { io: connecting.await?, forwarded: true }) })
+            Box::pin(async move { Ok(tcp(connecting.await?, true)) })
         }
     }
 }
 
 impl Connection for MaybeProxied {
     fn connected(&self) -> Connected {
-        self.io.connected().proxy(self.forwarded)
+        match &self.io {
+            Io::Tcp(io) => io.connected().proxy(self.forwarded),
+            Io::Custom(_) => Connected::new(),
+        }
     }
+}
+
+/// Does the same with either kind of connection.
+macro_rules! io {
+    ($self:ident, $io:ident => $does:expr) => {
+        match &mut $self.io {
+            Io::Tcp($io) => $does,
+            Io::Custom($io) => $does,
+        }
+    };
 }
 
 impl hyper::rt::Read for MaybeProxied {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: hyper::rt::ReadBufCursor<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buffer)
+        io!(self, io => Pin::new(io).poll_read(cx, buffer))
     }
 }
 
 impl hyper::rt::Write for MaybeProxied {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, bytes)
+        io!(self, io => Pin::new(io).poll_write(cx, bytes))
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        io!(self, io => Pin::new(io).poll_flush(cx))
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        io!(self, io => Pin::new(io).poll_shutdown(cx))
     }
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        match &self.io {
+            Io::Tcp(io) => io.is_write_vectored(),
+            Io::Custom(io) => io.is_write_vectored(),
+        }
     }
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, all: &[std::io::IoSlice<'_>]) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, all)
+        io!(self, io => Pin::new(io).poll_write_vectored(cx, all))
     }
 }
 
 fn tls(ca_file: Option<&str>) -> Result<rustls::ClientConfig, BoxError> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    // Read once: a service may make a client for each of many buckets.
+    static SYSTEM: OnceLock<rustls::RootCertStore> = OnceLock::new();
+    let system = || {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        roots
+    };
+    let mut roots = SYSTEM.get_or_init(system).clone();
     if let Some(path) = ca_file {
         let pem = std::fs::read(path).map_err(|e| format!("ca_file = {path}: {e}"))?;
         let mut found = 0;

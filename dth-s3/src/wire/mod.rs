@@ -7,3 +7,4 @@ pub(crate) mod uri;
 pub(crate) mod xml;
 
 pub(crate) use client::{Answer, Request, RequestBody, Wire};
+pub use connect::{Connector, Transport};
