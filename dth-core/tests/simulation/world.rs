@@ -70,10 +70,17 @@ const MEMORY: u64 = 16;
 pub(crate) trait Fabric {
     fn source(&self, store: &MemoryStore) -> Arc<dyn Source>;
     fn sink(&self, store: &MemoryStore) -> Arc<dyn Sink>;
+    /// Takes away what these backends cannot be like.
+    fn adapt(&self, _: &mut Options) {}
+    /// Ends the faults of its own.
+    fn heal(&self) {}
+    /// Bytes that a worker may hold.
+    fn may_hold(&self) -> u64 {
+        MEMORY
+    }
 }
 
 /// The memory stores themselves.
-#[allow(dead_code, reason = "this file is part of two tests")]
 pub(crate) struct InMemory;
 
 impl Fabric for InMemory {
@@ -477,6 +484,7 @@ impl<'a> World<'a> {
         // has no conditions.
         sleep(Duration::from_secs(310)).await;
         self.weather.set(Faults::default());
+        self.fabric.heal();
         self.drain().await;
         for key in self.differing() {
             // A deleted source object has no event here; its copy goes with the next run. Without conditional writes a late
@@ -498,8 +506,8 @@ impl<'a> World<'a> {
             self.violation("I2: an older version replaced a newer one".into());
         }
         for (actor, most) in self.weather.most_held() {
-            if most > MEMORY {
-                self.violation(format!("I3: worker {actor} held {most} bytes of objects, of {MEMORY} allowed"));
+            if most > self.fabric.may_hold() {
+                self.violation(format!("I3: worker {actor} held {most} bytes of objects, of {} allowed", self.fabric.may_hold()));
             }
         }
         if self.options.calm && self.weather.injected().contains_key("two workers on one message") {
@@ -626,7 +634,8 @@ impl<'a> World<'a> {
 /// The general mix: everything at once, as the seed draws it.
 pub(crate) async fn schedule(seed: u64, fabric: &dyn Fabric) -> Outcome {
     let env: SharedEnv = Arc::new(SeededEnv::new(seed));
-    let options = Options::general(&*env, seed);
+    let mut options = Options::general(&*env, seed);
+    fabric.adapt(&mut options);
     let world = World::new(env, options, fabric);
     world.watch();
     for key in world.names() {

@@ -5,6 +5,7 @@
 
 mod chaos;
 mod conformance;
+mod faults;
 mod features;
 mod objects;
 mod support;
