@@ -65,6 +65,8 @@ pub(crate) fn classify(status: StatusCode, code: &str) -> ErrorKind {
         return *kind;
     }
     match status.as_u16() {
+        // An error after all: the status was sent before the work was done.
+        200 => ErrorKind::Unavailable,
         // A temporary redirect is not followed: where it leads, nobody has said that the credentials may go.
         307 => ErrorKind::Unavailable,
         301 | 400 | 405 | 411 | 413 | 414 => ErrorKind::Invalid,
@@ -89,7 +91,7 @@ pub(crate) fn only_reads(op: Op) -> bool {
 
 /// Whether the request may have taken effect although the answer is an error: a server or gateway that failed cannot say.
 fn maybe_applied(op: Op, status: StatusCode, kind: ErrorKind) -> bool {
-    status.is_server_error() && kind == ErrorKind::Unavailable && !only_reads(op)
+    (status.is_server_error() || status.is_success()) && kind == ErrorKind::Unavailable && !only_reads(op)
 }
 
 /// The error of an answer.
@@ -99,6 +101,8 @@ pub(crate) fn from_answer(op: Op, target: String, status: StatusCode, headers: &
         ErrorKind::Invalid if op == Op::Head && status == StatusCode::BAD_REQUEST => ErrorKind::Unavailable,
         // A gateway's 404 is not the store's word on the object. An answer to HEAD has no body to tell by.
         ErrorKind::NotFound if body.code.is_empty() && op != Op::Head => ErrorKind::Unavailable,
+        // Nor is what a server says that has failed, or that sends us elsewhere.
+        ErrorKind::NotFound if status.is_server_error() || status.is_redirection() => ErrorKind::Unavailable,
         kind => kind,
     };
     let name = if body.code.is_empty() { status.as_u16().to_string() } else { format!("{} {}", status.as_u16(), body.code) };
@@ -138,6 +142,9 @@ mod tests {
         assert_eq!(row(400, ""), (K::Unavailable, true, false), "HEAD has no body");
         assert_eq!(row(307, "TemporaryRedirect"), (K::Unavailable, true, false));
         assert_eq!(row(404, "NoSuchBucket"), (K::Invalid, false, false), "a missing bucket is no missing object");
+        assert_eq!(row(500, "NoSuchKey"), (K::Unavailable, true, true), "it failed: what it says of the key is worth nothing");
+        assert_eq!(row(200, "NoSuchUpload"), (K::NotFound, false, false));
+        assert_eq!(row(200, "?"), (K::Unavailable, true, true));
         assert_eq!(row(412, "PreconditionFailed"), (K::Precondition, true, false));
         assert_eq!(row(409, "ConditionalRequestConflict"), (K::Conflict, true, false));
         assert_eq!(row(403, "AccessDenied"), (K::Denied, false, false));

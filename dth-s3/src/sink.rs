@@ -66,8 +66,7 @@ impl S3Store {
 
     fn no_error(&self, document: &str, headers: &HeaderMap, key: &ObjectKey, op: Op) -> Result<()> {
         let Some(body) = xml::error(document) else { return Ok(()) };
-        let status = http::StatusCode::INTERNAL_SERVER_ERROR;
-        Err(crate::error::from_answer(op, self.wire.target(Some(key)), status, headers, &body))
+        Err(crate::error::from_answer(op, self.wire.target(Some(key)), http::StatusCode::OK, headers, &body))
     }
 
     /// The end of an answer that says nothing, unless a gateway on the way says that there is none.

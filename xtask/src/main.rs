@@ -19,6 +19,10 @@ const PYTHON: [&str; 5] = ["ministack==1.5.33", "cryptography==50.0.2", "boto3==
 /// Debian packages, each with the program that tells whether it is there.
 const DEBIAN: [(&str, &str); 1] = [("tinyproxy-bin", "tinyproxy")];
 
+/// cargo-deny, and the snapshot of the RustSec database that it reads, under the name that it looks for.
+const DENY: &str = "0.20.2";
+const ADVISORIES: (&str, &str) = ("xtask/advisories/rustsec-2026-08-21.tar.gz", "target/xtask/advisories/advisory-db-3157b0e258782691");
+
 const SIMULATE: &str = "cargo xtask simulate --seeds N [--from S]";
 const CHAOS: &str = "cargo xtask chaos [--minutes N] [--kills N] [--objects N] [--large-mib N] [--to ministack|radosgw] [--seed S] \
                      [--requests-per-second N (0 for no limit)]";
@@ -40,9 +44,10 @@ fn main() -> anyhow::Result<ExitCode> {
     match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["test"] => test(root),
         ["simulate", rest @ ..] => simulate(rest),
+        ["dependencies"] => Ok(if dependencies(root)? { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
         ["seeded-bugs"] => Ok(if seeded_bugs()?.1 == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
         ["chaos", rest @ ..] => chaos(root, rest),
-        _ => bail!("usage: cargo xtask test | {SIMULATE} | cargo xtask seeded-bugs | {CHAOS}"),
+        _ => bail!("usage: cargo xtask test | {SIMULATE} | cargo xtask seeded-bugs | cargo xtask dependencies | {CHAOS}"),
     }
 }
 
@@ -55,6 +60,9 @@ fn test(root: &Path) -> anyhow::Result<ExitCode> {
     let all = ["test", "--workspace", "--features", "dth-core/conformance", "--no-fail-fast"];
     let steps: [(&str, &[&str]); 2] =
         [("tests of all crates, and doc tests", &[]), ("tests against real servers", &["--test", "servers", "--", "--ignored"])];
+    let ok = dependencies(root)?;
+    passed += u64::from(ok);
+    failed += u64::from(!ok);
     let (good, bad) = seeded_bugs()?;
     passed += good;
     failed += bad;
@@ -131,6 +139,34 @@ fn debian() -> anyhow::Result<()> {
         run(Command::new("apt-get").args(["update", "-qq"]))?;
         install(&missing)
     })
+}
+
+/// Licences, advisories, sources and bans of the dependencies, as `deny.toml` has them.
+fn dependencies(root: &Path) -> anyhow::Result<bool> {
+    let folder = root.join("target/xtask/deny");
+    let program = folder.join("bin/cargo-deny");
+    let installed = Command::new(&program).arg("--version").output().is_ok_and(|out| String::from_utf8_lossy(&out.stdout).contains(DENY));
+    if !installed {
+        println!("== installing cargo-deny {DENY}");
+        let mut install = Command::new(cargo());
+        // It is run once: not worth an optimised build.
+        install.args(["install", "--quiet", "--locked", "--debug", "--force", "cargo-deny", "--no-default-features", "--version", DENY]);
+        run(install.arg("--root").arg(&folder).env("CARGO_TARGET_DIR", folder.join("build")))?;
+        std::fs::remove_dir_all(folder.join("build"))?;
+    }
+    let (archive, database) = ADVISORIES;
+    if !Path::new(database).join(".git/HEAD").exists() {
+        std::fs::create_dir_all(database)?;
+        run(Command::new("tar").args(["xzf", archive, "-C", database]))?;
+        run(Command::new("git").args(["-C", database, "init", "--quiet"]))?;
+        let who = ["-c", "user.name=dth", "-c", "user.email=dth@localhost"];
+        run(Command::new("git").args(["-C", database]).args(who).args(["commit", "--quiet", "--allow-empty", "-m", "snapshot"]))?;
+    }
+    println!("== dependencies: licences, advisories, sources, bans");
+    // It looks at all platforms, and is not to ask anybody else.
+    run(Command::new(cargo()).args(["fetch", "--quiet", "--locked"]))?;
+    let check = ["--offline", "--all-features", "--log-level", "error", "check", "--hide-inclusion-graph", "--show-stats"];
+    Ok(Command::new(&program).args(check).status()?.success())
 }
 
 /// Plants each wrong variant of the engine; the simulation must find it.

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
+mod canary;
 mod chaos;
 mod conformance;
 mod faults;
