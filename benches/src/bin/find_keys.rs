@@ -1,10 +1,11 @@
 //! The finder over synthetic listings that are made as they are read: keys a second, and memory at its highest.
 //!
-//! `cargo run --release -p dth-benches --bin find_keys -- 10000000`
+//! `cargo run --release -p dth-benches --bin find_keys -- 10000000 [MOST_MIB]`
 
 #![expect(clippy::print_stdout, reason = "a measurement for people")]
 
 use async_trait::async_trait;
+use dth_benches::{at_most, peak_memory};
 use dth_core::{
     env::{Env, SystemEnv},
     error::{Error, ErrorKind, Op, Result},
@@ -83,14 +84,12 @@ async fn main() -> anyhow::Result<()> {
     let t = &run.totals;
     anyhow::ensure!(t.listed.objects == keys && t.unchanged.objects + t.queued.objects == keys, "the ledger does not close: {t:?}");
     anyhow::ensure!(t.queued.objects == keys.div_ceil(10_000), "{} of {} differences found", t.queued.objects, keys.div_ceil(10_000));
-    let peak = std::fs::read_to_string("/proc/self/status")?;
-    let peak = peak.lines().find_map(|l| l.strip_prefix("VmHWM:")?.trim().split(' ').next()?.parse::<u64>().ok()).unwrap_or(0);
     println!(
         "{keys} keys a side in {seconds:.1} s: {:.0} keys/s; peak memory {}; {} + {} pages",
         keys as f64 / seconds,
-        human_bytes(peak << 10),
+        human_bytes(peak_memory()),
         t.source_pages,
         t.destination_pages
     );
-    Ok(())
+    at_most(std::env::args().nth(2).map(|n| n.parse()).transpose()?)
 }
