@@ -74,6 +74,9 @@ async fn hostile_keys_sizes_and_metadata_arrive_exactly() {
     assert!(report.is_success(), "{report}");
     let (here, there) = (contents(&pair.source, true).await, contents(&pair.sink, true).await);
     assert_eq!(here.len(), HOSTILE.len() + 1 + 6 + 2);
+    // Every one was checked against what the source said of it: none by transport alone.
+    let proven = report.run.outcomes_like("copied").objects - report.run.outcomes_like("copied:transport_only").objects;
+    assert_eq!(proven, here.len() as u64, "{report}");
     for (key, object) in &here {
         assert_eq!(there.get(key), Some(object), "{key}");
     }
