@@ -135,6 +135,44 @@ impl VersionId {
     }
 }
 
+/// The place of an event among the events of its key.
+///
+/// A hexadecimal number of any length; the shorter of two is padded with zeros on the right before they are compared
+/// (<https://docs.aws.amazon.com/AmazonS3/latest/userguide/notification-content-structure.html>). Those of different keys say
+/// nothing of each other.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Sequencer(
+    /// Upper case, without zeros at the end: so the order of texts is the order of what they say, and equal is equal.
+    Arc<str>,
+);
+
+impl Sequencer {
+    /// Takes the text of an event; `None` for what is not hexadecimal.
+    pub fn new(text: &str) -> Option<Self> {
+        let hexadecimal = !text.is_empty() && text.bytes().all(|b| b.is_ascii_hexdigit());
+        hexadecimal.then(|| Self(text.trim_end_matches('0').to_ascii_uppercase().into()))
+    }
+
+    /// The text, without the zeros that it may have ended with.
+    pub fn as_str(&self) -> &str {
+        if self.0.is_empty() { "0" } else { &self.0 }
+    }
+}
+
+impl TryFrom<String> for Sequencer {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        Self::new(&text).ok_or_else(|| format!("`{text}` is no sequencer: a hexadecimal number is expected"))
+    }
+}
+
+impl From<Sequencer> for String {
+    fn from(sequencer: Sequencer) -> Self {
+        sequencer.as_str().to_owned()
+    }
+}
+
 /// One object as a listing or a header shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -227,6 +265,31 @@ impl ObjectInfo {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// E4: by the definition, in which the shorter one is padded; in any case of letters; through the wire and back.
+        #[test]
+        fn sequencers_compare_padded(a in "[0-9a-fA-F]{1,20}", b in "[0-9a-fA-F]{1,20}", zeros in 0..5usize) {
+            let (left, right) = (Sequencer::new(&a).unwrap(), Sequencer::new(&b).unwrap());
+            let width = a.len().max(b.len());
+            let padded = |text: &str| format!("{text:0<width$}").to_ascii_uppercase();
+            prop_assert_eq!(left.cmp(&right), padded(&a).cmp(&padded(&b)));
+            prop_assert_eq!(left == right, left.cmp(&right).is_eq());
+            prop_assert_eq!(&Sequencer::new(&(a.clone() + &"0".repeat(zeros))).unwrap(), &left);
+            let wire = serde_json::to_string(&left).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Sequencer>(&wire).unwrap(), left);
+        }
+    }
+
+    #[test]
+    fn sequencers_are_hexadecimal() {
+        assert!(Sequencer::new("0055AED6DCD90281E5") < Sequencer::new("0055AED6DCD90281E6"));
+        assert!(Sequencer::new("00").is_some_and(|s| s.as_str() == "0"));
+        for bad in ["", "0x1", "g", " 1", "é"] {
+            assert_eq!(Sequencer::new(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn etags_say_what_they_look_like() {
