@@ -8,6 +8,7 @@ mod chaos;
 mod conformance;
 mod faults;
 mod features;
+mod long_path;
 mod objects;
 mod support;
 mod torn;
