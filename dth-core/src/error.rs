@@ -286,7 +286,11 @@ mod tests {
         let mut text = String::from("# Errors\n\nMade from `ErrorKind`. Reports and metrics count `failed:NAME`.\n\n");
         text.push_str("| name | in messages | tried again | what to do |\n|---|---|---|---|\n");
         for kind in ErrorKind::ALL {
-            let again = if Error::new(kind, Op::Read, "").is_retryable() { "yes" } else { "no" };
+            let again = match kind {
+                ErrorKind::CredentialsExpired => "by the next delivery of its message",
+                _ if Error::new(kind, Op::Read, "").is_retryable() => "yes",
+                _ => "no",
+            };
             let _ = writeln!(text, "| `{}` | {kind} | {again} | {} |", kind.as_str(), kind.remedy());
         }
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/ERRORS.md");

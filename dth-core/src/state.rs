@@ -138,7 +138,7 @@ impl SkipReason {
 /// How a job ended, as the ledger counts it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Outcome {
-    /// Moved and verified against a checksum of the source.
+    /// Moved and verified against a checksum or etag of the source, or copied inside the store by the store.
     Copied,
     /// Moved; what was stored is what was read, but the source offers nothing that would show whether it was read right.
     CopiedTransportOnly,

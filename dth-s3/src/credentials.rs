@@ -11,16 +11,36 @@ use std::{
     fmt,
     time::{Duration, SystemTime},
 };
-use tokio::sync::RwLock;
+use tokio::{sync::RwLock, time::Instant};
 
 /// Temporary credentials are renewed so long before they expire.
 const EARLY: Duration = Duration::from_secs(300);
+
+/// A chain is asked again at most so often because a store refused what it gave: what one object is refused for may be refused
+/// for all of them.
+const AGAIN: Duration = Duration::from_secs(60);
+
+/// What to sign with.
+#[derive(Clone)]
+pub(crate) struct Current {
+    pub(crate) identity: Identity,
+    /// Grows when an identity is dropped because it was refused.
+    pub(crate) generation: u64,
+}
+
+#[derive(Default)]
+struct Known {
+    identity: Option<(Identity, Option<SystemTime>)>,
+    generation: u64,
+    /// When the last one was dropped.
+    dropped: Option<Instant>,
+}
 
 /// The identity of one side. `None` for anonymous access.
 pub(crate) struct Identities {
     config: CredentialsConfig,
     env: SharedEnv,
-    current: RwLock<Option<(Identity, Option<SystemTime>)>>,
+    known: RwLock<Known>,
     #[cfg_attr(not(feature = "aws-config"), expect(dead_code, reason = "only the default chain asks for it"))]
     region: String,
 }
@@ -33,38 +53,49 @@ impl fmt::Debug for Identities {
 
 impl Identities {
     pub(crate) fn new(config: CredentialsConfig, region: &str, env: SharedEnv) -> Self {
-        Self { config, env, current: RwLock::new(None), region: region.to_owned() }
+        Self { config, env, known: RwLock::default(), region: region.to_owned() }
     }
 
     /// The identity to sign with; renewed before it expires, by one caller while the others wait.
-    pub(crate) async fn current(&self) -> Result<Option<Identity>> {
+    pub(crate) async fn current(&self) -> Result<Option<Current>> {
         if self.config == CredentialsConfig::Anonymous {
             return Ok(None);
         }
-        if let Some(identity) = self.fresh(self.current.read().await.as_ref()) {
-            return Ok(Some(identity));
+        if let Some(current) = self.fresh(&*self.known.read().await) {
+            return Ok(Some(current));
         }
-        let mut current = self.current.write().await;
-        if let Some(identity) = self.fresh(current.as_ref()) {
-            return Ok(Some(identity));
+        let mut known = self.known.write().await;
+        if let Some(current) = self.fresh(&known) {
+            return Ok(Some(current));
         }
         let credentials = self.load().await?;
         let expiry = credentials.expiry();
         let identity: Identity = credentials.into();
-        *current = Some((identity.clone(), expiry));
-        Ok(Some(identity))
+        known.identity = Some((identity.clone(), expiry));
+        Ok(Some(Current { identity, generation: known.generation }))
     }
 
-    /// The store refused the identity: the next call reads it again. `false` when it cannot change.
-    pub(crate) async fn forget(&self) -> bool {
-        *self.current.write().await = None;
-        matches!(self.config, CredentialsConfig::DefaultChain { .. })
+    /// The store refused an identity of this generation: whether there may be another one by now.
+    pub(crate) async fn refused(&self, generation: u64) -> bool {
+        if !matches!(self.config, CredentialsConfig::DefaultChain { .. }) {
+            return false;
+        }
+        let mut known = self.known.write().await;
+        if known.generation != generation {
+            return true;
+        }
+        if known.dropped.is_some_and(|at| at.elapsed() < AGAIN) {
+            return false;
+        }
+        *known = Known { identity: None, generation: generation + 1, dropped: Some(Instant::now()) };
+        true
     }
 
-    fn fresh(&self, current: Option<&(Identity, Option<SystemTime>)>) -> Option<Identity> {
-        let (identity, expiry) = current?;
+    fn fresh(&self, known: &Known) -> Option<Current> {
+        let (identity, expiry) = known.identity.as_ref()?;
         let now = SystemTime::from(self.env.now());
-        expiry.is_none_or(|at| at > now + EARLY).then(|| identity.clone())
+        let lasts = expiry.is_none_or(|at| at > now + EARLY);
+        lasts.then(|| Current { identity: identity.clone(), generation: known.generation })
     }
 
     async fn load(&self) -> Result<Credentials> {
@@ -110,4 +141,23 @@ fn from_environment(prefix: &str) -> Result<Credentials> {
 
 fn missing(why: &str) -> Error {
     Error::new(ErrorKind::CredentialsExpired, Op::Configure, "credentials").with_source(why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dth_core::env::SystemEnv;
+    use std::sync::Arc;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_chain_is_asked_again_once_a_minute() {
+        let of = |config| Identities::new(config, "us-east-1", Arc::new(SystemEnv));
+        let chain = of(CredentialsConfig::DefaultChain { profile: None });
+        assert!(chain.refused(0).await);
+        assert!(chain.refused(0).await, "others have used the same: there is a newer one");
+        assert!(!chain.refused(1).await, "it was read a moment ago");
+        tokio::time::advance(AGAIN).await;
+        assert!(chain.refused(1).await);
+        assert!(!of(CredentialsConfig::Environment).refused(0).await, "it cannot change");
+    }
 }

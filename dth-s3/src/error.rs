@@ -18,6 +18,7 @@ const CODES: &[(&str, ErrorKind)] = &[
     ("NoSuchVersion", ErrorKind::NotFound),
     ("NoSuchUpload", ErrorKind::NotFound),
     ("NoSuchBucket", ErrorKind::Invalid),
+    ("NoSuchAccessPoint", ErrorKind::Invalid),
     ("PreconditionFailed", ErrorKind::Precondition),
     ("ConditionalRequestConflict", ErrorKind::Conflict),
     ("OperationAborted", ErrorKind::Conflict),
@@ -67,17 +68,19 @@ pub(crate) fn classify(status: StatusCode, code: &str) -> ErrorKind {
     match status.as_u16() {
         // An error after all: the status was sent before the work was done.
         200 => ErrorKind::Unavailable,
-        // A temporary redirect is not followed: where it leads, nobody has said that the credentials may go.
-        307 => ErrorKind::Unavailable,
-        301 | 400 | 405 | 411 | 413 | 414 => ErrorKind::Invalid,
+        301 | 308 => ErrorKind::Invalid,
+        // A redirect is not followed: where it leads, nobody has said that the credentials may go. It may pass.
+        300..=399 => ErrorKind::Unavailable,
         401 => ErrorKind::CredentialsExpired,
         403 => ErrorKind::Denied,
         404 | 410 => ErrorKind::NotFound,
-        408 => ErrorKind::Unavailable,
+        // Time-outs, misdirected, too early, and a gateway whose client was gone.
+        408 | 421 | 425 | 499 => ErrorKind::Unavailable,
         409 => ErrorKind::Conflict,
         412 => ErrorKind::Precondition,
         416 => ErrorKind::Corrupt,
         429 | 503 | 509 => ErrorKind::Throttled,
+        400..=499 => ErrorKind::Invalid,
         501 => ErrorKind::Unsupported,
         500..=599 => ErrorKind::Unavailable,
         _ => ErrorKind::Internal,
@@ -96,11 +99,11 @@ fn maybe_applied(op: Op, status: StatusCode, kind: ErrorKind) -> bool {
 
 /// The error of an answer.
 pub(crate) fn from_answer(op: Op, target: String, status: StatusCode, headers: &HeaderMap, body: &ErrorBody) -> Error {
+    // Settings of a bucket have each a code of their own for not being there.
+    let is_known = CODES.iter().any(|(known, _)| *known == body.code) || op == Op::Configure && !body.code.is_empty();
     let kind = match classify(status, &body.code) {
-        // Without a body, this is a time-out or an expired token as well as anything else.
-        ErrorKind::Invalid if op == Op::Head && status == StatusCode::BAD_REQUEST => ErrorKind::Unavailable,
         // A gateway's 404 is not the store's word on the object. An answer to HEAD has no body to tell by.
-        ErrorKind::NotFound if body.code.is_empty() && op != Op::Head => ErrorKind::Unavailable,
+        ErrorKind::NotFound if !is_known && op != Op::Head => ErrorKind::Unavailable,
         // Nor is what a server says that has failed, or that sends us elsewhere.
         ErrorKind::NotFound if status.is_server_error() || status.is_redirection() => ErrorKind::Unavailable,
         kind => kind,
@@ -139,8 +142,12 @@ mod tests {
             (error.kind(), error.is_retryable(), error.maybe_applied())
         };
         assert_eq!(row(404, ""), (K::NotFound, false, false), "HEAD has no body");
-        assert_eq!(row(400, ""), (K::Unavailable, true, false), "HEAD has no body");
+        assert_eq!(row(404, "NotFound"), (K::Unavailable, true, false), "not the store's word");
+        assert_eq!(row(404, "NoSuchAccessPoint"), (K::Invalid, false, false), "no object is gone with it");
+        assert_eq!(row(302, "?"), (K::Unavailable, true, false));
         assert_eq!(row(307, "TemporaryRedirect"), (K::Unavailable, true, false));
+        assert_eq!(row(308, "?"), (K::Invalid, false, false));
+        assert_eq!(row(418, "?"), (K::Invalid, false, false));
         assert_eq!(row(404, "NoSuchBucket"), (K::Invalid, false, false), "a missing bucket is no missing object");
         assert_eq!(row(500, "NoSuchKey"), (K::Unavailable, true, true), "it failed: what it says of the key is worth nothing");
         assert_eq!(row(200, "NoSuchUpload"), (K::NotFound, false, false));

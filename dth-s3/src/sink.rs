@@ -56,29 +56,42 @@ impl S3Store {
     /// A document that may be an error although the status was 200: S3 sends the status before the work is done.
     async fn result(&self, answer: Answer, key: &ObjectKey, op: Op, root: &str) -> Result<xml::Element> {
         let headers = answer.headers.clone();
-        let document = answer.document().await?;
-        self.no_error(&document, &headers, key, op)?;
-        let lost =
-            |why: String| Error::new(ErrorKind::Unavailable, op, self.wire.target(Some(key))).with_maybe_applied(true).with_source(why);
+        let document = answer.page().await?;
+        let target = self.wire.target(Some(key));
+        if let Some(body) = xml::error(&document) {
+            return Err(crate::error::from_answer(op, target, http::StatusCode::OK, &headers, &body));
+        }
+        let lost = |why: String| Error::new(ErrorKind::Unavailable, op, &*target).with_maybe_applied(true).with_source(why);
         let element = xml::parse(&document).map_err(lost)?;
         if element.is(root) { Ok(element) } else { Err(lost(format!("the answer is no {root}"))) }
     }
 
-    fn no_error(&self, document: &str, headers: &HeaderMap, key: &ObjectKey, op: Op) -> Result<()> {
-        let Some(body) = xml::error(document) else { return Ok(()) };
-        Err(crate::error::from_answer(op, self.wire.target(Some(key)), http::StatusCode::OK, headers, &body))
-    }
-
-    /// The end of an answer that says nothing, unless a gateway on the way says that there is none.
+    /// The end of an answer that should say nothing.
     async fn done(&self, answer: Answer, key: &ObjectKey, op: Op) -> Result<()> {
-        let headers = answer.headers.clone();
-        self.no_error(&answer.document().await?, &headers, key, op)
+        done(answer, op, self.wire.target(Some(key))).await
     }
 
     fn copy_source(&self, origin: &CopyOrigin) -> String {
         let version = origin.version.as_ref().map(|v| format!("?versionId={}", v.as_str())).unwrap_or_default();
         format!("/{}/{}{version}", origin.container, uri::path(origin.key.as_str()))
     }
+}
+
+/// The end of an answer that should say nothing: a page that stands there is a gateway's, and nobody knows what became of the
+/// request.
+pub(crate) async fn done(answer: Answer, op: Op, target: String) -> Result<()> {
+    let headers = answer.headers.clone();
+    let page = answer.page().await?;
+    let page = page.trim();
+    if let Some(body) = xml::error(page) {
+        return Err(crate::error::from_answer(op, target, http::StatusCode::OK, &headers, &body));
+    }
+    let is_nothing = page.is_empty() || page.starts_with("<?xml") && page.find("?>") == Some(page.len() - 2);
+    if is_nothing || xml::parse(page).is_ok_and(|root| !root.is("html")) {
+        return Ok(());
+    }
+    let start: String = page.chars().take(80).collect();
+    Err(Error::new(ErrorKind::Unavailable, op, target).with_maybe_applied(true).with_source(format!("not an answer of S3: {start:?}")))
 }
 
 fn tag_query(tags: &Tags) -> String {
@@ -135,15 +148,18 @@ impl Sink for S3Store {
         if self.facts.delete_condition {
             headers::put_condition(&mut request.headers, condition, Op::Delete)?;
         }
-        match self.wire.send(request).await {
+        let deleted = match self.wire.send(request).await {
+            Ok(answer) => self.done(answer, key, Op::Delete).await,
+            Err(error) => Err(error),
+        };
+        match deleted {
             // Not the answer of a store that has deleted (204): whether it is gone, a look tells.
             Err(error) if error.kind() == ErrorKind::NotFound => match self.head(key, None).await {
                 Ok(_) => Err(Error::new(ErrorKind::Unavailable, Op::Delete, self.wire.target(Some(key))).with_source(error)),
                 Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
                 Err(error) => Err(error),
             },
-            Err(error) => Err(error),
-            Ok(answer) => self.done(answer, key, Op::Delete).await,
+            deleted => deleted,
         }
     }
 
@@ -263,11 +279,11 @@ impl Sink for S3Store {
 
     async fn abort_upload(&self, key: &ObjectKey, upload: &UploadId) -> Result<()> {
         let request = Request::new(Op::AbortUpload, Method::DELETE, Some(key)).query("uploadId", upload.as_str());
-        match self.wire.send(request).await {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
+        let aborted = match self.wire.send(request).await {
             Ok(answer) => self.done(answer, key, Op::AbortUpload).await,
-        }
+            Err(error) => Err(error),
+        };
+        aborted.or_else(|error| if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) })
     }
 
     async fn put_tags(&self, key: &ObjectKey, tags: &Tags) -> Result<()> {

@@ -4,6 +4,7 @@ use crate::{
     config::{CredentialsConfig, Encryption, S3Config},
     headers,
     profile::Facts,
+    sink::done,
     wire::{Answer, Connector, Request, RequestBody, Wire, uri, xml},
 };
 use async_trait::async_trait;
@@ -84,7 +85,8 @@ impl S3Store {
             Err(error) if error.code().is_some_and(|c| c.ends_with("BucketAlreadyOwnedByYou") || c.ends_with("BucketAlreadyExists")) => {
                 Ok(())
             }
-            answer => answer.map(drop),
+            Err(error) => Err(error),
+            Ok(answer) => done(answer, Op::Configure, self.wire.target(None)).await,
         }
     }
 
@@ -240,11 +242,27 @@ impl Index for S3Store {
     }
 
     async fn head(&self, key: &ObjectKey, version: Option<&VersionId>) -> Result<ObjectInfo> {
-        let mut request = Request::new(Op::Head, Method::HEAD, Some(key)).header("x-amz-checksum-mode", "ENABLED")?;
-        if let Some(version) = version {
-            request = request.query("versionId", version.as_str());
-        }
-        let answer = self.wire.send(request).await?;
+        let ask = |op, method: Method, name, value| {
+            let request = Request::new(op, method, Some(key)).header(name, value)?;
+            Ok::<_, Error>(match version {
+                Some(version) => request.query("versionId", version.as_str()),
+                None => request,
+            })
+        };
+        let head = || ask(Op::Head, Method::HEAD, "x-amz-checksum-mode", "ENABLED");
+        let answer = match self.wire.send(head()?).await {
+            // An answer to HEAD has no body that says why; to a read of one byte it has.
+            Err(error) if matches!(error.code(), Some("400" | "403")) => {
+                match self.wire.send(ask(Op::Read, Method::GET, "range", "bytes=0-0")?).await {
+                    Ok(_) => {}
+                    // An empty object has no such byte.
+                    Err(why) if why.code().is_some_and(|code| code.starts_with("416")) => {}
+                    Err(why) => return Err(why),
+                }
+                self.wire.send(head()?).await?
+            }
+            answer => answer?,
+        };
         let size = headers::content_length(&answer.headers);
         let size = size.ok_or_else(|| answer.error(ErrorKind::Corrupt, "the answer names no length"))?;
         let info = headers::info(key, size, &answer.headers);

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     config::{Endpoint, S3Config},
-    credentials::Identities,
+    credentials::{Current, Identities},
     error::{ErrorBody, from_answer, only_reads},
 };
 use aws_sigv4::{
@@ -48,6 +48,15 @@ const MAX_DOCUMENT: u64 = 64 << 20;
 const SLOWEST: u64 = 32 << 10;
 /// The same for an answer, counted while somebody waits for it: less is a stall that merely drips.
 const SLOWEST_ANSWER: u64 = 1 << 10;
+/// Assembling and copying take a store minutes. S3 answers 200 at once and then drips white space; so long at most.
+const LONG_WORK: Duration = Duration::from_secs(30 * 60);
+/// Others say nothing until then: so many idle times are granted for the first word.
+const SILENT_WORK: u32 = 5;
+
+/// Whether the store works for long before it tells how that ended.
+fn works_long(op: Op) -> bool {
+    matches!(op, Op::CompleteUpload | Op::Copy | Op::CopyPart)
+}
 
 /// What to send.
 pub(crate) enum RequestBody {
@@ -195,41 +204,39 @@ impl Wire {
             RequestBody::Chunks(chunks) => RequestBody::Chunks(chunks.clone()),
         };
         let mut next = Some(body);
-        let mut again = replay;
+        let mut renewed_once = false;
         loop {
             let body = next.take().unwrap_or(RequestBody::Empty);
             let used_skew = self.skew.load(Relaxed);
             let place = self.place();
             headers.insert("host", HeaderValue::from_str(&place.endpoint.host).map_err(|e| invalid(op, &target, e))?);
-            let sent = self.once(op, &method, &target, &place, &behind, &headers, body, len, hash.as_deref()).await?;
+            let identity = self.identities.current().await?;
+            let generation = identity.as_ref().map_or(0, |i| i.generation);
+            let sent = self.once(op, &method, &target, &place, &behind, &headers, body, len, identity, hash.as_deref()).await?;
             if sent.status.is_success() {
                 return Ok(sent);
             }
             let status = sent.status;
             let answered = sent.headers.clone();
             // A refusal whose reason is lost on the way is none: by its status alone, what passes would look final.
-            let document = sent.document().await.map_err(|e| e.with_code(status.as_u16().to_string()))?;
+            let document = sent.page().await.map_err(|e| e.with_code(status.as_u16().to_string()))?;
             let parsed = xml::error(&document).unwrap_or_default();
             let error = from_answer(op, target.clone(), status, &answered, &parsed);
-            // A refused identity or clock: nothing was done, so that it can be tried once with a new one.
-            let renewed = match error.kind() {
-                ErrorKind::CredentialsExpired if parsed.code == "RequestTimeTooSkewed" => self.learn_clock(&answered, used_skew),
-                ErrorKind::CredentialsExpired => self.identities.forget().await,
-                // An answer to HEAD has no code: a clock far off tells, and an identity can be read again.
-                ErrorKind::Denied | ErrorKind::Unavailable if op == Op::Head && status.is_client_error() => {
-                    self.learn_clock(&answered, used_skew) || self.identities.forget().await
-                }
-                _ => false,
-            };
-            let renewed = renewed || self.follow(&place, status, &answered, &parsed)?;
-            if renewed && !again {
+            // A refused region, identity or clock: nothing was done, so that it can be tried once with another one.
+            let renewed = self.follow(&place, status, &answered, &parsed)?
+                || match error.kind() {
+                    ErrorKind::CredentialsExpired if parsed.code == "RequestTimeTooSkewed" => self.learn_clock(&answered, used_skew),
+                    ErrorKind::CredentialsExpired => self.identities.refused(generation).await,
+                    _ => false,
+                };
+            if !renewed || renewed_once {
+                return Err(error);
+            }
+            if !replay {
                 // The body is gone; the engine reads it anew.
                 return Err(error.with_retry(Retry::Backoff));
             }
-            if !renewed {
-                return Err(error);
-            }
-            again = false;
+            renewed_once = true;
             next = Some(match &kept {
                 RequestBody::Document(text) => RequestBody::Document(text.clone()),
                 RequestBody::Chunks(chunks) => RequestBody::Chunks(chunks.clone()),
@@ -248,14 +255,15 @@ impl Wire {
         headers: &HeaderMap,
         body: RequestBody,
         len: u64,
+        identity: Option<Current>,
         hash: Option<&str>,
     ) -> Result<Answer> {
         let path = format!("{}/{behind}", place.endpoint.path);
         let mut builder = http::Request::builder().method(method).uri(format!("{}{path}", place.endpoint.base));
         let out = builder.headers_mut().ok_or_else(|| invalid(op, target, "the request line is too long"))?;
         out.clone_from(headers);
-        if let Some(identity) = self.identities.current().await? {
-            self.sign(op, target, &identity, method, (&path, &place.region), out, hash)?;
+        if let Some(identity) = identity {
+            self.sign(op, target, &identity.identity, method, (&path, &place.region), out, hash)?;
         }
         if method == Method::PUT || method == Method::POST {
             // hyper leaves it out for an empty body, and S3 answers 411.
@@ -265,7 +273,7 @@ impl Wire {
         if let Some(login) = self.http.proxy_authorization(request.uri()) {
             request.headers_mut().insert("proxy-authorization", login);
         }
-        let patience = self.idle + Duration::from_secs(len / SLOWEST);
+        let patience = if works_long(op) { self.idle * SILENT_WORK } else { self.idle + Duration::from_secs(len / SLOWEST) };
         metrics::counter!("dth_s3_requests_total", "op" => op_name(op)).increment(1);
         let lost = |sent: bool| {
             Error::new(ErrorKind::Unavailable, op, target).with_maybe_applied(sent && method != Method::GET && method != Method::HEAD)
@@ -347,25 +355,35 @@ impl Answer {
     /// The whole answer as text.
     pub(crate) async fn document(self) -> Result<String> {
         let (op, target) = (self.op, self.target.clone());
-        let read = only_reads(op);
+        String::from_utf8(self.whole().await?).map_err(|e| Error::new(ErrorKind::Corrupt, op, target).with_source(e))
+    }
+
+    /// The whole answer, from whoever it may be: a refusal, or what should have been nothing.
+    pub(crate) async fn page(self) -> Result<String> {
+        self.whole().await.map(|all| String::from_utf8_lossy(&all).into_owned())
+    }
+
+    async fn whole(self) -> Result<Vec<u8>> {
+        let (op, target) = (self.op, self.target.clone());
+        // The request was answered, but how is lost.
+        let lost = |kind, why: BoxError| Error::new(kind, op, &*target).with_maybe_applied(!only_reads(op)).with_source(why);
         let mut stream = self.stream();
         let mut all = Vec::new();
         while let Some(chunk) = stream.next().await {
-            // The request was answered well, but how is lost.
-            let chunk = chunk.map_err(|e| Error::new(ErrorKind::Unavailable, op, &*target).with_maybe_applied(!read).with_source(e))?;
-            all.extend_from_slice(&chunk);
+            all.extend_from_slice(&chunk.map_err(|e| lost(ErrorKind::Unavailable, e.into()))?);
             if all.len() as u64 > MAX_DOCUMENT {
-                return Err(Error::new(ErrorKind::Corrupt, op, target).with_source("the answer is larger than any document of S3"));
+                return Err(lost(ErrorKind::Corrupt, "the answer is larger than any document of S3".into()));
             }
         }
-        String::from_utf8(all).map_err(|e| Error::new(ErrorKind::Corrupt, op, target).with_source(e))
+        Ok(all)
     }
 
     /// The body as it arrives; given up when nothing, or next to nothing, comes for the idle time.
     pub(crate) fn stream(self) -> ByteStream {
         let Self { body, op, target, idle, .. } = self;
         let broken = move |target: &str, why: BoxError| Error::new(ErrorKind::Unavailable, op, target).with_source(why);
-        let least = SLOWEST_ANSWER * idle.as_secs();
+        // How long may pass with less than so many bytes.
+        let (window, least) = if works_long(op) { (LONG_WORK, u64::MAX) } else { (idle, SLOWEST_ANSWER * idle.as_secs()) };
         stream::try_unfold((body, target, Duration::ZERO, 0), move |(mut body, target, mut waited, mut came)| async move {
             loop {
                 let asked = Instant::now();
@@ -378,7 +396,7 @@ impl Answer {
                     Ok(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
                 };
                 came += data.len() as u64;
-                if waited >= idle {
+                if waited >= window {
                     if came < least {
                         return Err(broken(&target, format!("only {came} bytes in {waited:?}").into()));
                     }

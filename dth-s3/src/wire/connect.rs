@@ -39,7 +39,10 @@ impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin> Transport f
 /// Where connections come from, instead of TCP: a Unix socket, a tunnel, a simulated network.
 #[async_trait]
 pub trait Connector: fmt::Debug + Send + Sync {
-    /// A connection to this host and port; TLS, where the endpoint is `https`, is spoken over it. Proxies are not asked.
+    /// A connection to this host (an IPv6 address without brackets) and port; TLS, where the endpoint is `https`, is spoken over
+    /// it. Proxies are not asked. Dropped when `connect_timeout_seconds` have passed.
+    ///
+    /// The default credential chain does not use it.
     async fn connect(&self, host: &str, port: u16) -> std::io::Result<Box<dyn Transport>>;
 }
 
@@ -150,7 +153,8 @@ impl Service<http::Uri> for Proxied {
         if let Some(connector) = self.connector.clone() {
             return Box::pin(async move {
                 let port = to.port_u16().unwrap_or(if to.scheme_str() == Some("https") { 443 } else { 80 });
-                let io = connector.connect(to.host().unwrap_or_default(), port).await?;
+                let host = to.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+                let io = connector.connect(host, port).await?;
                 Ok(MaybeProxied { io: Io::Custom(TokioIo::new(io)), forwarded: false })
             });
         }
@@ -223,14 +227,7 @@ impl hyper::rt::Write for MaybeProxied {
 }
 
 fn tls(ca_file: Option<&str>) -> Result<rustls::ClientConfig, BoxError> {
-    // Read once: a service may make a client for each of many buckets.
-    static SYSTEM: OnceLock<rustls::RootCertStore> = OnceLock::new();
-    let system = || {
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        roots
-    };
-    let mut roots = SYSTEM.get_or_init(system).clone();
+    let mut roots = system_roots();
     if let Some(path) = ca_file {
         let pem = std::fs::read(path).map_err(|e| format!("ca_file = {path}: {e}"))?;
         let mut found = 0;
@@ -247,6 +244,25 @@ fn tls(ca_file: Option<&str>) -> Result<rustls::ClientConfig, BoxError> {
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
         .with_no_client_auth())
+}
+
+/// The certificates that the system trusts, read once: a service may make a client for each of many buckets.
+fn system_roots() -> rustls::RootCertStore {
+    static SYSTEM: OnceLock<rustls::RootCertStore> = OnceLock::new();
+    if let Some(known) = SYSTEM.get() {
+        return known.clone();
+    }
+    let loaded = rustls_native_certs::load_native_certs();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(loaded.certs);
+    if loaded.errors.is_empty() && !roots.is_empty() {
+        return SYSTEM.get_or_init(|| roots).clone();
+    }
+    // The next client may find them whole.
+    for error in loaded.errors {
+        tracing::warn!(%error, "cannot read a certificate of the system");
+    }
+    roots
 }
 
 /// A deadline for name resolution, TCP and TLS together.

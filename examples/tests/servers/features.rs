@@ -141,6 +141,7 @@ async fn the_region_is_found_out() {
     put(&found, "k", bytes(100, 1)).await;
     assert_eq!(read(&found, "k", ReadOptions::default()).await, bytes(100, 1));
     assert_eq!(found.head(&"k".into(), None).await.unwrap().entry.size, Some(100));
+    assert_eq!(at("").head(&"k".into(), None).await.unwrap().entry.size, Some(100), "by a HEAD, too");
     let error = at("us-east-1").head(&"k".into(), None).await.unwrap_err();
     assert!(error.kind() == ErrorKind::Invalid && error.chain().contains("eu-west-1"), "{}", error.chain());
 }

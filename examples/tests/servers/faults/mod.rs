@@ -150,6 +150,33 @@ In every cell: never a success over a wrong destination, never bytes under a key
 contacted by a redirect. Cells with a dash cannot be.
 ";
 
+/// Assembling and copying may take a store minutes: its answer is waited for, and nothing is done twice.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs ministack: run `cargo xtask test`"]
+async fn long_work_is_waited_for() {
+    let server = Server::ministack(&venv()).await.unwrap();
+    for (number, operation) in [Operation::CompleteMultipartUpload, Operation::CopyObject].into_iter().enumerate() {
+        let cell = cell(&server, operation, Fault::LongWork, "", number).await;
+        assert_eq!((cell.taken.as_str(), cell.end.as_str(), cell.violations.as_slice()), ("good", "done", &[][..]), "{operation:?}");
+    }
+}
+
+/// A page of a gateway is no answer of the store, whatever its status.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs ministack: run `cargo xtask test`"]
+async fn a_page_of_a_gateway_is_no_answer() {
+    let server = &Server::ministack(&venv()).await.unwrap();
+    let cells: Vec<(Operation, Cell)> = stream::iter(Operation::ALL.into_iter().enumerate())
+        .map(async |(number, operation)| (operation, cell(server, operation, Fault::ForeignPage, "", number).await))
+        .buffered(7)
+        .collect()
+        .await;
+    for (operation, cell) in cells {
+        assert!(cell.taken.contains(", tried again"), "{operation:?}: {}", cell.taken);
+        assert_eq!((cell.end.as_str(), cell.violations.as_slice()), ("done", &[][..]), "{operation:?}");
+    }
+}
+
 /// A bit that flips on the way from a source which offers no checksum (its etags are no MD5, as with KMS keys) can be seen by
 /// nobody: the report does not call it verified.
 #[tokio::test(flavor = "multi_thread")]

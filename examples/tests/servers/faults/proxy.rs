@@ -90,6 +90,10 @@ pub(crate) enum Fault {
     Duplicate,
     DelayedApply,
     Redirect,
+    /// No fault: S3 answers 200 at once, and drips white space while it assembles or copies.
+    LongWork,
+    /// 200 with the page of some gateway; nothing is done.
+    ForeignPage,
 }
 
 impl Fault {
@@ -146,6 +150,8 @@ impl Fault {
             Self::Duplicate => "request delivered twice",
             Self::DelayedApply => "reset, applied half a second later",
             Self::Redirect => "redirect to another host",
+            Self::LongWork => "white space for some seconds, then the answer",
+            Self::ForeignPage => "200 with a page of a gateway",
         }
     }
 
@@ -166,10 +172,13 @@ impl Fault {
             Self::SlowDown => ("503 Service Unavailable", "SlowDown"),
             Self::ErrorIn200 => ("200 OK", "InternalError"),
             Self::Redirect => ("307 Temporary Redirect", "TemporaryRedirect"),
+            Self::ForeignPage => ("200 OK", ""),
             _ => return None,
         };
         let body = if operation == Operation::HeadObject {
             String::new()
+        } else if self == Self::ForeignPage {
+            "<!DOCTYPE html><html><p>Sign in & go on<br></html>".to_owned()
         } else {
             format!("<?xml version=\"1.0\"?>\n<Error><Code>{code}</Code><Message>a fault of the test</Message></Error>")
         };
@@ -538,6 +547,17 @@ impl Shared {
             Fault::Stall => {
                 let _ = client.write_all(&whole[..cut]).await;
                 wait_for_the_client(&mut client).await;
+            }
+            Fault::LongWork => {
+                answer.headers.retain(|(name, _)| name != "content-length");
+                let declared = answer.body.windows(2).position(|w| w == b"?>").map_or(0, |at| at + 2);
+                let (declaration, rest) = answer.body.split_at(declared);
+                let _ = client.write_all(&[&answer.head(), declaration].concat()).await;
+                for _ in 0..10 {
+                    let _ = client.write_all(b"  ").await;
+                    sleep(Duration::from_millis(400)).await;
+                }
+                let _ = client.write_all(rest).await;
             }
             Fault::OneByteASecond => {
                 let at_once = if body.is_empty() { 0 } else { head.len() };
