@@ -44,6 +44,7 @@ named! {
         RecordedAlready => "a duplicate finds its work recorded",
         AlreadyThere => "the destination already holds what the source holds",
         Vanished => "the source object is gone",
+        CopyRefused => "a store refuses to copy inside, and the bytes go through us",
         DeleteRefused => "an object that is to be deleted is back at the source",
         DeleteConflict => "an object that is to be deleted was written meanwhile",
         CommitFenced => "a commit comes from a delivery that was superseded",
@@ -107,6 +108,7 @@ named! {
         NoBudget => "bytes are held without asking the memory budget",
         UploadsUnnoted => "uploads are begun without a note for the sweep",
         CursorAhead => "a cursor moves past jobs that are not kept yet",
+        CopyNotPinned => "a copy inside the store is of whatever version is there",
         AnswerNotCompared => "an answer that is another version than was asked for is believed",
     }
 }

@@ -185,7 +185,8 @@ impl Server {
         std::fs::write(&config, identities)?;
         let mut command = Command::new(venv.join("bin/weed"));
         command.args(["server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer=true", "-s3", "-s3.port.iceberg=0", "-s3.port.lance=0"]);
-        command.args(["-volume.max=200", "-master.volumeSizeLimitMB=64"]);
+        // Each bucket has volumes of its own; they grow by seven at a time otherwise.
+        command.args(["-volume.max=5000", "-master.volumeSizeLimitMB=64"]).env("WEED_MASTER_VOLUME_GROWTH_COPY_1", "1");
         command.arg(format!("-dir={}", folder.path().display())).arg(format!("-s3.config={}", config.display()));
         let names = ["master", "volume", "filer", "s3"].map(|name| [format!("-{name}.port="), format!("-{name}.port.grpc=")]);
         for (name, port) in names.iter().flatten().zip(ports) {

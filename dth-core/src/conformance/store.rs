@@ -12,6 +12,8 @@ use crate::{
     source::{ReadOptions, ReadRange},
     state::StateStore,
     sync::Sync,
+    transfer::TransferSettings,
+    worker::WorkerSettings,
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -744,7 +746,13 @@ pub async fn a_copy_is_the_same(bench: &StoreBench) -> Checked {
     Ok(Verdict::Held)
 }
 
-/// The pair: a task from one prefix to another arrives byte for byte, and a second run finds nothing to do.
+/// A worker that may copy inside the store, or lets all bytes go through itself.
+fn moving(server_copy: bool) -> WorkerSettings {
+    WorkerSettings { transfer: TransferSettings { server_copy, ..TransferSettings::default() }, ..WorkerSettings::default() }
+}
+
+/// The pair: a task from one prefix to another arrives byte for byte, through us and (where it can) inside the store, and a second
+/// run finds nothing to do.
 pub async fn a_task_arrives_whole_and_does_nothing_twice(bench: &StoreBench) -> Checked {
     let mut objects = Vec::new();
     for (i, name) in HOSTILE.into_iter().enumerate() {
@@ -761,23 +769,30 @@ pub async fn a_task_arrives_whole_and_does_nothing_twice(bench: &StoreBench) -> 
         bench.sink.complete_upload(&key, &upload, &parts, &PutOptions::default()).await?;
         objects.push((key, [text(len), text(99)].concat().into()));
     }
-    let keys = KeyMap::new(&format!("{}copy", bench.prefix));
-    let state = Arc::new(MemoryState::new());
-    let finder = crate::finder::FinderSettings { prefix: format!("{}from/", bench.prefix), ..Default::default() };
-    let task = || {
-        Sync::new(Arc::clone(&bench.source), Arc::clone(&bench.sink))
-            .with_state(Arc::new(MemoryQueue::new()), Arc::clone(&state) as _)
-            .with_keys(keys.clone())
-            .with_finder(finder.clone())
-    };
-    let first = task().run().await?;
-    let copied = first.run.outcomes_like("copied").objects;
-    hold!(first.is_success() && copied == objects.len() as u64, "{} objects, {copied} copied: {:?}", objects.len(), first.run.outcomes);
-    for (key, body) in &objects {
-        bench.reads(&keys.to_destination(key), body).await?;
+    let inside = bench.source.copy_origin(&bench.key("from/"), None).is_some_and(|origin| bench.sink.can_copy(&origin));
+    for (server_copy, to) in [(false, "copy"), (true, "inside")] {
+        if server_copy && !inside {
+            continue;
+        }
+        let keys = KeyMap::new(&format!("{}{to}", bench.prefix));
+        let state = Arc::new(MemoryState::new());
+        let finder = crate::finder::FinderSettings { prefix: format!("{}from/", bench.prefix), ..Default::default() };
+        let task = || {
+            Sync::new(Arc::clone(&bench.source), Arc::clone(&bench.sink))
+                .with_state(Arc::new(MemoryQueue::new()), Arc::clone(&state) as _)
+                .with_keys(keys.clone())
+                .with_finder(finder.clone())
+                .with_worker(moving(server_copy))
+        };
+        let first = task().run().await?;
+        let copied = first.run.outcomes_like("copied").objects;
+        hold!(first.is_success() && copied == objects.len() as u64, "{} objects, {copied} copied: {:?}", objects.len(), first.run.outcomes);
+        for (key, body) in &objects {
+            bench.reads(&keys.to_destination(key), body).await?;
+        }
+        let second = task().run().await?;
+        hold!(second.is_success() && second.run.totals.queued.objects == 0, "the second run: {:?}", second.run.totals);
     }
-    let second = task().run().await?;
-    hold!(second.is_success() && second.run.totals.queued.objects == 0, "the second run: {:?}", second.run.totals);
     Ok(Verdict::Held)
 }
 
@@ -798,6 +813,7 @@ pub async fn hostile_keys_travel_exactly(bench: &StoreBench) -> Checked {
         .with_state(Arc::new(MemoryQueue::new()), Arc::clone(&state) as _)
         .with_keys(keys.clone())
         .with_finder(crate::finder::FinderSettings { prefix, ..Default::default() })
+        .with_worker(moving(false))
         .run()
         .await?;
     let copied = report.run.outcomes_like("copied").objects;

@@ -7,7 +7,7 @@ use crate::{
     index::{Index, IndexCapability, ListFrom, ListOrder, ListPage, ListRequest, must_carry},
     object::{Attributes, ETag, Entry, EtagKind, ObjectInfo, ObjectKey, Tags, VersionId},
     sink::{Body, Condition, Conditions, MultipartLimits, OpenUpload, Part, PutOptions, Sink, SinkCapability, UploadId, Written},
-    source::{Read, ReadOptions, ReadRange, Source, SourceCapability},
+    source::{CopyOrigin, Read, ReadOptions, ReadRange, Source, SourceCapability},
 };
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -15,7 +15,7 @@ use futures_util::StreamExt;
 use jiff::Timestamp;
 use std::{
     collections::BTreeMap,
-    ops::Bound,
+    ops::{Bound, Range},
     sync::{Arc, Mutex, MutexGuard},
 };
 
@@ -38,6 +38,9 @@ pub struct MemoryStoreSettings {
     pub multipart: Option<MultipartLimits>,
     /// Most bytes of a single put.
     pub max_put: u64,
+    /// Most bytes that it copies at once from its neighbour ([`MemoryStore::beside`]); 0 to refuse all copies, as a store does
+    /// when a right is lacking.
+    pub max_copy: u64,
     /// Bytes of one chunk of a body.
     pub chunk: usize,
     /// Entries that must be at the destination before an entry, by key.
@@ -55,6 +58,7 @@ impl Default for MemoryStoreSettings {
             checksums: &[Algorithm::Md5, Algorithm::Crc64Nvme],
             multipart: Some(MultipartLimits { min_part: 1, max_part: 1 << 30, max_parts: 10_000, list_parts: true, list_uploads: true }),
             max_put: 5 << 30,
+            max_copy: 5 << 30,
             chunk: 64 << 10,
             children: BTreeMap::new(),
         }
@@ -118,12 +122,45 @@ impl std::fmt::Debug for Watcher {
 pub struct MemoryStore {
     settings: Arc<MemoryStoreSettings>,
     state: Arc<Mutex<State>>,
+    neighbour: Option<Box<MemoryStore>>,
 }
 
 impl MemoryStore {
     /// An empty store.
     pub fn new(settings: MemoryStoreSettings) -> Self {
-        Self { settings: Arc::new(settings), state: Arc::default() }
+        Self { settings: Arc::new(settings), state: Arc::default(), neighbour: None }
+    }
+
+    /// The same store, which copies objects of `neighbour` (or of itself) without a way through the caller.
+    #[must_use]
+    pub fn beside(self, neighbour: &Self) -> Self {
+        Self { neighbour: Some(Box::new(neighbour.clone())), ..self }
+    }
+
+    /// The object that is to be copied, if it is still of this version.
+    fn origin(&self, origin: &CopyOrigin, source: &ETag, op: Op) -> Result<Arc<StoredObject>> {
+        let fail = |kind| Error::new(kind, op, origin.key.to_string());
+        let neighbour = self.neighbour.as_ref().filter(|_| self.settings.max_copy > 0).ok_or_else(|| fail(ErrorKind::Denied))?;
+        let object = neighbour.get(&origin.key).ok_or_else(|| fail(ErrorKind::NotFound))?;
+        if object.etag == *source { Ok(object) } else { Err(fail(ErrorKind::Precondition)) }
+    }
+
+    fn part_etag(&self, state: &mut State, body: &Bytes) -> ETag {
+        state.last += 1;
+        match self.settings.etag {
+            EtagKind::Md5 => ETag::of_md5(&md5(body)),
+            EtagKind::Opaque => ETag::new(&format!("{}-part{}", self.settings.name, state.last)),
+        }
+    }
+
+    fn store_part(&self, key: &ObjectKey, upload: &UploadId, number: u32, body: Bytes, op: Op) -> Result<Part> {
+        let mut state = self.lock();
+        let etag = self.part_etag(&mut state, &body);
+        let part = Part { number, size: body.len() as u64, etag, opaque_etag: false, checksum: self.own_sum(&body) };
+        let upload = state.uploads.get_mut(upload).filter(|u| u.key == *key);
+        let upload = upload.ok_or_else(|| Error::new(ErrorKind::NotFound, op, self.target(key)))?;
+        upload.parts.insert(number, (body, part.clone()));
+        Ok(part)
     }
 
     /// Stores an object as one PUT would.
@@ -367,6 +404,16 @@ impl Source for MemoryStore {
         let object = self.get(key).ok_or_else(|| Error::new(ErrorKind::NotFound, Op::Tags, self.target(key)))?;
         Ok(object.tags.clone())
     }
+
+    fn copy_origin(&self, key: &ObjectKey, _: Option<&VersionId>) -> Option<CopyOrigin> {
+        Some(CopyOrigin {
+            endpoint: "memory".into(),
+            container: self.settings.name.clone(),
+            key: key.clone(),
+            version: None,
+            identity: String::new(),
+        })
+    }
 }
 
 #[async_trait]
@@ -381,7 +428,7 @@ impl Sink for MemoryStore {
             verifies: self.settings.checksums,
             tags: true,
             tags_follow: false,
-            max_copy: None,
+            max_copy: Some(self.settings.max_copy).filter(|n| *n > 0),
         }
     }
 
@@ -418,18 +465,7 @@ impl Sink for MemoryStore {
     async fn put_part(&self, key: &ObjectKey, upload: &UploadId, number: u32, body: Body, checksum: Option<&Checksum>) -> Result<Part> {
         let body = gather(body).await?;
         self.check_sum(key, &body, checksum, Op::PutPart)?;
-        let mut state = self.lock();
-        state.last += 1;
-        let etag = match self.settings.etag {
-            EtagKind::Md5 => ETag::of_md5(&md5(&body)),
-            EtagKind::Opaque => ETag::new(&format!("{}-part{}", self.settings.name, state.last)),
-        };
-        let part = Part { number, size: body.len() as u64, etag, opaque_etag: false, checksum: self.own_sum(&body) };
-        let target = self.target(key);
-        let upload = state.uploads.get_mut(upload).filter(|u| u.key == *key);
-        let upload = upload.ok_or_else(|| Error::new(ErrorKind::NotFound, Op::PutPart, target))?;
-        upload.parts.insert(number, (body, part.clone()));
-        Ok(part)
+        self.store_part(key, upload, number, body, Op::PutPart)
     }
 
     async fn list_parts(&self, key: &ObjectKey, upload: &UploadId) -> Result<Vec<Part>> {
@@ -472,5 +508,35 @@ impl Sink for MemoryStore {
     async fn abort_upload(&self, _: &ObjectKey, upload: &UploadId) -> Result<()> {
         self.lock().uploads.remove(upload);
         Ok(())
+    }
+
+    fn can_copy(&self, origin: &CopyOrigin) -> bool {
+        self.neighbour.as_ref().is_some_and(|n| origin.endpoint == "memory" && origin.container == n.settings.name)
+    }
+
+    async fn copy(&self, origin: &CopyOrigin, source: &ETag, key: &ObjectKey, options: &PutOptions) -> Result<Written> {
+        must_carry(self, key, Op::Copy)?;
+        let body = self.origin(origin, source, Op::Copy)?.body.clone();
+        let mut state = self.lock();
+        self.check(&state, key, &options.condition, Op::Copy)?;
+        let checksum = self.own_sum(&body);
+        let etag = self.publish(&mut state, key, body, Vec::new(), options);
+        Ok(Written { etag: Some(etag), version: None, opaque_etag: false, checksum })
+    }
+
+    async fn copy_part(
+        &self,
+        origin: &CopyOrigin,
+        source: &ETag,
+        range: Range<u64>,
+        key: &ObjectKey,
+        upload: &UploadId,
+        number: u32,
+    ) -> Result<Part> {
+        let body = self.origin(origin, source, Op::CopyPart)?.body.clone();
+        if range.end > body.len() as u64 || range.start >= range.end {
+            return Err(Error::new(ErrorKind::Corrupt, Op::CopyPart, format!("{} bytes {range:?}", self.target(key))));
+        }
+        self.store_part(key, upload, number, body.slice(range.start as usize..range.end as usize), Op::CopyPart)
     }
 }

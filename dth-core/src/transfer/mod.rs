@@ -225,7 +225,14 @@ impl Transfer {
     async fn attempt(&self, job: &Job, key: &ObjectKey, held: &Condition, journal: &mut Journal<'_>) -> Result<Attempt> {
         let origin = self.settings.server_copy.then(|| self.source.copy_origin(&job.key, None)).flatten();
         if let Some(origin) = origin.filter(|o| self.sink.can_copy(o)) {
-            return self.copy_inside(job, key, held, &origin, journal).await;
+            match self.copy_inside(job, key, held, &origin, journal).await {
+                // What the store does not copy, or not for us, can still go through us.
+                Err(error) if matches!(error.op(), Op::Copy | Op::CopyPart) && is_refusal(error.kind()) => {
+                    reached(Branch::CopyRefused);
+                    tracing::debug!(key = %job.key, error = %error.chain(), "not copied inside the store");
+                }
+                done => return done,
+            }
         }
         let options = ReadOptions { range: self.first_range(job), ..ReadOptions::default() };
         let mut first = self.read(&job.key, &options).await;
@@ -606,7 +613,11 @@ impl Transfer {
             if self.sink.sink_capability().tags {
                 let entry = &info.entry;
                 let tags = self.settings.retry.run(&*self.env, || self.source.tags(&entry.key, entry.version.as_ref()));
-                options.tags = tags.await?;
+                options.tags = tags.await.map_err(|error| match error.kind() {
+                    // It was there a moment ago: the next try finds out what became of it.
+                    ErrorKind::NotFound => Error::new(ErrorKind::Conflict, Op::Tags, entry.key.to_string()).with_source(error),
+                    _ => error,
+                })?;
             } else {
                 journal.not_carried("tags");
             }
@@ -617,6 +628,11 @@ impl Transfer {
     fn name_of(&self, key: &ObjectKey) -> String {
         format!("{}/{key}", self.sink.name())
     }
+}
+
+/// Whether an operation is not to be had, whatever the object's state.
+fn is_refusal(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Denied | ErrorKind::Invalid | ErrorKind::Unsupported)
 }
 
 fn skip_reason(kind: ErrorKind) -> SkipReason {

@@ -94,6 +94,7 @@ impl Transfer {
         let expected =
             Expected { size, etag: self.etag_from(md5.as_ref()), checksum: info.checksum.clone(), replaces: held.etag().cloned() };
         journal.about_to_publish(&info.entry, &self.settings.retry, &self.env).await?;
+        let etag = self.pin(&job.key, etag).await;
         let copied = self.publish(key, &expected, || self.sink.copy(origin, &etag, key, &options)).await;
         match copied {
             Ok(published) => self.ended(key, &info, expected, Verified::Store, published, journal).await,
@@ -102,6 +103,14 @@ impl Transfer {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// The version that a copy inside the store is of.
+    async fn pin(&self, key: &ObjectKey, seen: ETag) -> ETag {
+        if wrong(Bug::CopyNotPinned) {
+            return self.source.head(key, None).await.ok().and_then(|now| now.entry.etag).unwrap_or(seen);
+        }
+        seen
     }
 
     async fn in_parts(
@@ -399,7 +408,7 @@ impl Transfer {
             tried += 1;
             let answer = match from {
                 From::Inside(origin) => {
-                    let etag = info.entry.etag.clone().unwrap_or_else(|| ETag::new(""));
+                    let etag = self.pin(&job.key, info.entry.etag.clone().unwrap_or_else(|| ETag::new(""))).await;
                     let permit = self.sink_permit().await;
                     note(&permit, self.sink.copy_part(origin, &etag, range.clone(), key, upload, number).await).map(|p| (p, None))
                 }

@@ -16,7 +16,7 @@ mod memory {
         use super::*;
         async fn bench() -> StoreBench {
             let store = MemoryStore::default();
-            StoreBench::new(Arc::new(store.clone()), Arc::new(store))
+            StoreBench::new(Arc::new(store.clone()), Arc::new(store.clone().beside(&store)))
         }
         dth_core::conformance_store!(bench);
     }
@@ -55,8 +55,9 @@ mod chaos {
     mod store {
         use super::*;
         async fn bench() -> StoreBench {
-            let store = Arc::new(Chaos::new(Arc::new(MemoryStore::default()), weather(), 0));
-            StoreBench::new(store.clone(), store)
+            let store = MemoryStore::default();
+            let sink = Chaos::new(Arc::new(store.clone().beside(&store)), weather(), 0);
+            StoreBench::new(Arc::new(Chaos::new(Arc::new(store), weather(), 0)), Arc::new(sink))
         }
         dth_core::conformance_store!(bench);
     }

@@ -149,7 +149,7 @@ fn equal_seeds_give_equal_traces() {
     }
 }
 
-/// Every single fault at every remote call of six scenarios; with `DTH_PAIRS`, so many random pairs as well.
+/// Every single fault at every remote call of seven scenarios; with `DTH_PAIRS`, so many random pairs as well.
 #[test]
 fn single_faults_at_every_call_do_no_harm() {
     let mut cases: Vec<(Scenario, Vec<(u64, Strike)>)> = Vec::new();
@@ -169,7 +169,7 @@ fn single_faults_at_every_call_do_no_harm() {
         (random >> 33) % bound
     };
     for _ in 0..setting("DTH_PAIRS", 2_000) {
-        let (scenario, calls) = calls[draw(6) as usize];
+        let (scenario, calls) = calls[draw(Scenario::ALL.len() as u64) as usize];
         let mut strike = || (1 + draw(calls), Strike::ALL[draw(6) as usize]);
         cases.push((scenario, vec![strike(), strike()]));
     }

@@ -1,4 +1,4 @@
-//! Six quiet scenarios, and every single fault at every remote call of each.
+//! Seven quiet scenarios, and every single fault at every remote call of each.
 
 use crate::world::{InMemory, Options, Outcome, WORKERS, World};
 use dth_core::{
@@ -30,10 +30,13 @@ pub(crate) enum Scenario {
     Extra,
     /// A destination like a directory: one stream an object, no conditions.
     Directory,
+    /// Both sides are one store, which copies at once or in parts.
+    Inside,
 }
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 6] = [Self::Small, Self::Parts, Self::OwnLayout, Self::Overwrite, Self::Extra, Self::Directory];
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Small, Self::Parts, Self::OwnLayout, Self::Overwrite, Self::Extra, Self::Directory, Self::Inside];
 
     fn options(self) -> Options {
         let plain = Options {
@@ -47,10 +50,12 @@ impl Scenario {
             filled: false,
             hot: false,
             unpinned: false,
+            inside: None,
         };
         match self {
             Self::OwnLayout => Options { opaque_sink: true, ..plain },
             Self::Directory => Options { opaque_sink: true, sink_sums: false, bare_sink: true, ..plain },
+            Self::Inside => Options { inside: Some(16), ..plain },
             _ => plain,
         }
     }
@@ -59,7 +64,9 @@ impl Scenario {
         let write = |key: &str, size| world.write_source(&format!("t/{key}").into(), size);
         match self {
             Self::Small => ["a", "a/b", "ab", "é", "z//"].into_iter().zip([0, 1, 7, 8, 8]).for_each(|(key, size)| write(key, size)),
-            Self::Parts | Self::Directory => ["big", "big.bak", "a"].into_iter().zip([64, 40, 3]).for_each(|(key, size)| write(key, size)),
+            Self::Parts | Self::Directory | Self::Inside => {
+                ["big", "big.bak", "a"].into_iter().zip([64, 40, 3]).for_each(|(key, size)| write(key, size));
+            }
             Self::OwnLayout => ["big", "big.bak"].into_iter().zip([40, 31]).for_each(|(key, size)| write(key, size)),
             Self::Overwrite => {
                 for (key, size) in [("a", 8), ("big", 40), ("x", 24)] {
@@ -136,17 +143,26 @@ pub(crate) async fn race(seed: u64) -> Outcome {
     let draw = |bound: u64| random_below(&*env, bound);
     // Some are aimed at a late write over the same bytes.
     let late = seed % 8 == 1;
+    // Some at copies inside the store that no etag proves.
+    let inside = seed % 8 == 5;
     let mut options = Options {
         faults: Faults { latency: 40, duplicate: [0, 500, 900][draw(3) as usize], ..Faults::default() },
         opaque_sink: !late && draw(4) == 0,
         ..Scenario::Small.options()
     };
     options.source_sums |= options.opaque_source;
+    if inside {
+        (options.inside, options.opaque_sink, options.faults.latency) = (Some(16), true, 400);
+    }
     let fabric = InMemory;
     let world = World::new(Arc::clone(&env), options, &fabric);
     world.watch();
     world.weather.slow(0, [40, 1_000, 3_000][draw(3) as usize]);
-    let ops = [Op::Put, Op::Put, Op::Put, Op::CompleteUpload, Op::PutPart, Op::Read, Op::SaveState, Op::Delete];
+    let ops = if inside {
+        [Op::Copy, Op::Copy, Op::Head, Op::CompleteUpload, Op::CopyPart, Op::CopyPart, Op::SaveState, Op::Delete]
+    } else {
+        [Op::Put, Op::Put, Op::Put, Op::CompleteUpload, Op::PutPart, Op::Read, Op::SaveState, Op::Delete]
+    };
     if late {
         world.weather.script_op(Op::Put, 1, Strike::Late);
     } else {
@@ -168,8 +184,9 @@ pub(crate) async fn race(seed: u64) -> Outcome {
     let workers: Mutex<Vec<TaskScope>> = Mutex::new((0..WORKERS).map(|i| world.worker(i, Duration::ZERO)).collect());
     let silent: Mutex<BTreeSet<ObjectKey>> = Mutex::default();
     let overwrites = async {
-        for _ in 0..draw(3) {
-            sleep(Duration::from_millis(draw([500, 5_000, 30_000][draw(3) as usize]))).await;
+        for _ in 0..if inside { 20 } else { draw(3) } {
+            let longest = if inside { 500 } else { [500, 5_000, 30_000][draw(3) as usize] };
+            sleep(Duration::from_millis(draw(longest))).await;
             match (world.source.get(&key), draw(4)) {
                 (Some(now), 0) => world.write_bytes(&key, now.body.to_vec()),
                 (Some(_), 1) => drop(world.source.remove(&key)),

@@ -29,7 +29,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 /// Kinds that must strike at least once in a run of some hundred schedules.
-pub(crate) const KINDS: [&str; 24] = [
+pub(crate) const KINDS: [&str; 25] = [
     "error before",
     "answer lost",
     "late effect",
@@ -54,6 +54,7 @@ pub(crate) const KINDS: [&str; 24] = [
     "few keys, all the time",
     "reads not pinned",
     "the same bytes again",
+    "copies inside the store",
 ];
 
 pub(crate) const KEYS: [&str; 12] = ["a", "a/b", "ab", "big", "big.bak", "x/../y", "z//", "é\n%2F+", "é\u{301}", "lead", "q r", "🦀"];
@@ -110,6 +111,8 @@ pub(crate) struct Options {
     pub(crate) hot: bool,
     /// A source that ignores conditions on reads.
     pub(crate) unpinned: bool,
+    /// Both sides are one store, which copies objects of at most so many bytes at once; 0: it refuses to.
+    pub(crate) inside: Option<u64>,
 }
 
 impl Options {
@@ -139,6 +142,7 @@ impl Options {
             filled: seed % 4 == 2,
             hot: seed % HOT.0 == HOT.1,
             unpinned: seed % 16 == 15,
+            inside: (seed % 16 == 4).then_some([16, 16, 64, 0][(seed / 16 % 4) as usize]),
         };
         // Nothing but its version tells what an object of this source is: wrong bits could be seen by nobody, but reads and
         // uploads must still be of one version.
@@ -200,6 +204,7 @@ pub(crate) struct World<'a> {
 impl<'a> World<'a> {
     pub(crate) fn new(env: SharedEnv, options: Options, fabric: &'a dyn Fabric) -> Self {
         let unpinned = options.unpinned;
+        let max_copy = options.inside.unwrap_or(0);
         let store = |name: &str, opaque, sums, bare: bool| {
             let default = MemoryStoreSettings::default();
             MemoryStore::new(MemoryStoreSettings {
@@ -209,6 +214,7 @@ impl<'a> World<'a> {
                 name: name.into(),
                 page: 3,
                 chunk: 3,
+                max_copy,
                 etag: if opaque { EtagKind::Opaque } else { EtagKind::Md5 },
                 checksums: if sums { &[Algorithm::Md5, Algorithm::Crc64Nvme] } else { &[] },
                 ..default
@@ -216,6 +222,7 @@ impl<'a> World<'a> {
         };
         let source = store("source", options.opaque_source, options.source_sums, false);
         let sink = store("sink", options.opaque_sink, options.sink_sums, options.bare_sink);
+        let sink = if options.inside.is_some() { sink.beside(&source) } else { sink };
         let violations = Violations::default();
         let keys = KeyMap::new("copy");
         let (at_source, map, found) = (source.clone(), keys.clone(), Arc::clone(&violations));
@@ -252,6 +259,7 @@ impl<'a> World<'a> {
             (o.filled, "destination filled before"),
             (o.hot, "few keys, all the time"),
             (o.unpinned, "reads not pinned"),
+            (o.inside.is_some(), "copies inside the store"),
         ];
         notes.iter().filter(|(is, _)| *is).for_each(|(_, text)| world.weather.note(text));
         world

@@ -148,7 +148,7 @@ impl Fault {
             Self::BitFlip => "bit flipped",
             Self::WrongEtag => "wrong etag",
             Self::Duplicate => "request delivered twice",
-            Self::DelayedApply => "reset, applied half a second later",
+            Self::DelayedApply => "reset, applied three seconds later",
             Self::Redirect => "redirect to another host",
             Self::LongWork => "white space for some seconds, then the answer",
             Self::ForeignPage => "200 with a page of a gateway",
@@ -349,6 +349,8 @@ struct Shared {
     address: SocketAddr,
     plan: Mutex<Plan>,
     struck: AtomicU32,
+    /// Requests that are still to be applied.
+    late: AtomicU32,
     held: Notify,
     refuse: mpsc::UnboundedSender<Duration>,
     /// Where redirects lead.
@@ -380,6 +382,7 @@ impl Proxy {
             address: reserved.local_addr().unwrap(),
             plan: Mutex::default(),
             struck: AtomicU32::new(0),
+            late: AtomicU32::new(0),
             held: Notify::new(),
             refuse,
             elsewhere: elsewhere.to_owned(),
@@ -419,6 +422,13 @@ impl Proxy {
         self.shared.refuse.send(time).unwrap();
         while TcpStream::connect(self.shared.address).await.is_ok() {
             sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Waits for what is applied late.
+    pub(crate) async fn settled(&self) {
+        while self.shared.late.load(SeqCst) > 0 {
+            sleep(Duration::from_millis(20)).await;
         }
     }
 
@@ -502,9 +512,12 @@ impl Shared {
             }
             Fault::ResetBeforeSend => return reset(client),
             Fault::DelayedApply => {
+                self.late.fetch_add(1, SeqCst);
                 reset(client);
-                sleep(Duration::from_millis(500)).await;
+                // When the run is over.
+                sleep(Duration::from_secs(3)).await;
                 let _ = forward(&body).await;
+                self.late.fetch_sub(1, SeqCst);
                 return;
             }
             Fault::Duplicate => {

@@ -17,6 +17,7 @@ use dth_core::{
     retry::RetryPolicy,
     sink::{Body, Condition, PutOptions, Sink},
     source::{ReadOptions, ReadRange, Source},
+    state::{RecordQuery, StateStore, Status},
     sync::Sync,
     transfer::TransferSettings,
     worker::WorkerSettings,
@@ -132,7 +133,7 @@ impl Scene<'_> {
     }
 
     fn between(&self, source: S3Store, sink: S3Store) -> Sync {
-        let retry = RetryPolicy { tries: 4, base_ms: 200, cap_ms: 2_000 };
+        let retry = RetryPolicy { tries: 6, base_ms: 200, cap_ms: 2_000 };
         let worker = WorkerSettings {
             lease_seconds: 2,
             max_delay_seconds: 1,
@@ -194,7 +195,7 @@ pub(super) async fn play(
     let put_large = async || put_multipart(&scene.source, "large", &large, PART, &PutOptions::default()).await;
     match operation {
         ListObjectsV2 | GetObject | PutObject => {
-            for (n, key) in (0..).zip(["a", "a/b", "c"]) {
+            for (n, key) in (0..).zip(["a", "b/c", "c"]) {
                 put(&scene.source, key, bytes(1000, n)).await;
             }
             // What a listing gone wrong must not delete.
@@ -226,6 +227,9 @@ pub(super) async fn play(
         }
     }
     let inside = matches!(operation, HeadObject | CopyObject);
+    if inside && !scene.source.copy_origin(&"inside".into(), None).is_some_and(|origin| scene.source.can_copy(&origin)) {
+        return "not asked for by the engine: this store's copies cannot be pinned".into();
+    }
     let before = contents(&scene.destination, false).await;
     let struck = if matches!(operation, ListObjectsV2 | GetObject | GetObjectRange | GetObjectTagging) || inside {
         &scene.at_source
@@ -245,6 +249,7 @@ pub(super) async fn play(
         return "hangs".into();
     };
     let told = told(&first);
+    struck.settled().await;
     let source = contents(&scene.source, false).await;
     for (key, found) in contents(&scene.destination, false).await {
         if source.get(&key).is_none_or(|s| s.0 != found.0) && before.get(&key).is_none_or(|b| b.0 != found.0) {
@@ -266,7 +271,9 @@ pub(super) async fn play(
     let second = task.run().await;
     let open = open_uploads(&scene.destination).await;
     if self::told(&second).is_some() || !scene.is_equal().await || open > 0 {
-        violations.push(format!("the next run does not heal it ({open} uploads are open): {second:?} after {first:?}"));
+        let failed = RecordQuery { status: Some(Status::Failed), ..RecordQuery::default() };
+        let causes: Vec<_> = scene.state.query(&failed, 10).await.unwrap().into_iter().map(|r| r.failure).collect();
+        violations.push(format!("the next run does not heal it ({open} uploads are open, {causes:?}): {second:?} after {first:?}"));
     }
     end
 }
