@@ -44,7 +44,9 @@ impl fmt::Display for Report {
         let line = |f: &mut fmt::Formatter<'_>, name: &str, tally: Tally| {
             writeln!(f, "  {name:<28} {:>12}  {:>12}", tally.objects, human_bytes(tally.bytes))
         };
-        writeln!(f, "run {} is {}", run.id, run.state.as_str())?;
+        let settled = run.is_settled() && !run.state.is_over();
+        let state = if settled { "settled; its finder, run again, closes it" } else { run.state.as_str() };
+        writeln!(f, "run {} is {state}", run.id)?;
         line(f, "listed at the source", run.totals.listed)?;
         line(f, "unchanged", run.totals.unchanged)?;
         let mut ends: BTreeMap<String, Tally> = run.outcomes.clone();
@@ -97,7 +99,7 @@ mod tests {
         run.outcomes.insert("failed:denied".into(), Tally::one(1));
         let report = Report::new(run);
         assert!(report.closed && !report.is_success());
-        assert!(report.to_string().contains("failed: denied"), "{report}");
+        assert!(report.to_string().contains("failed: denied") && report.to_string().contains("settled;"), "{report}");
     }
 
     /// What is written and what the schema names are the same fields, at every level.

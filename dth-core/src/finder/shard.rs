@@ -23,8 +23,11 @@ const ARCHIVED: [&str; 8] = ["GLACIER", "DEEP_ARCHIVE", "ARCHIVE", "Archive", "C
 /// Pages between two steps when nothing differs; a finder that died lists at most so many again.
 const STEP_PAGES: u64 = 8;
 
-/// Requests, each for one key, to find the middle of a range.
-const PROBES: u32 = 24;
+/// Most requests, each for one key, to find the middle of a range.
+const PROBES: u64 = 24;
+
+/// Pages listed for each of these requests.
+const PAGES_A_PROBE: u64 = 4;
 
 struct Walk {
     shard: Shard,
@@ -333,7 +336,9 @@ impl Inner {
     /// more has found a nearer end.
     async fn middle_key(&self, walk: &mut Walk, position: &ObjectKey) -> Result<Option<ObjectKey>> {
         let prefix = &self.settings.prefix;
-        for _ in 0..PROBES {
+        // Looking for a place to cut must not cost more than a part of what was listed already; what a probe has found out is
+        // kept for the next time.
+        for _ in 0..(walk.pages / PAGES_A_PROBE).clamp(2, PROBES) {
             let end = walk.end.as_deref().or(walk.shard.until.as_ref().map(ObjectKey::as_str));
             let Some(middle) = midpoint(position.as_str(), end, prefix.len()) else { return Ok(None) };
             let request = ListRequest { prefix: prefix.clone(), from: ListFrom::After(ObjectKey::new(middle.as_str())), max: Some(1) };
