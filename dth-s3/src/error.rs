@@ -60,11 +60,8 @@ const CODES: &[(&str, ErrorKind)] = &[
     ("MethodNotAllowed", ErrorKind::Unsupported),
 ];
 
-/// The kind of an answer: by its code, else by its status.
-pub(crate) fn classify(status: StatusCode, code: &str) -> ErrorKind {
-    if let Some((_, kind)) = CODES.iter().find(|(known, _)| *known == code) {
-        return *kind;
-    }
+/// The kind of an answer whose code says nothing.
+fn by_status(status: StatusCode) -> ErrorKind {
     match status.as_u16() {
         // An error after all: the status was sent before the work was done.
         200 => ErrorKind::Unavailable,
@@ -99,9 +96,10 @@ fn maybe_applied(op: Op, status: StatusCode, kind: ErrorKind) -> bool {
 
 /// The error of an answer.
 pub(crate) fn from_answer(op: Op, target: String, status: StatusCode, headers: &HeaderMap, body: &ErrorBody) -> Error {
+    let known = CODES.iter().find(|(code, _)| *code == body.code).map(|(_, kind)| *kind);
     // Settings of a bucket have each a code of their own for not being there.
-    let is_known = CODES.iter().any(|(known, _)| *known == body.code) || op == Op::Configure && !body.code.is_empty();
-    let kind = match classify(status, &body.code) {
+    let is_known = known.is_some() || op == Op::Configure && !body.code.is_empty();
+    let kind = match known.unwrap_or_else(|| by_status(status)) {
         // A gateway's 404 is not the store's word on the object. An answer to HEAD has no body to tell by.
         ErrorKind::NotFound if !is_known && op != Op::Head => ErrorKind::Unavailable,
         // Nor is what a server says that has failed, or that sends us elsewhere.

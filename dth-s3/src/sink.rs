@@ -4,7 +4,7 @@ use crate::{
     config::Encryption,
     headers,
     store::{S3Store, listed_key, set},
-    wire::{Answer, Request, RequestBody, uri, xml},
+    wire::{Request, RequestBody, uri, xml},
 };
 use async_trait::async_trait;
 use dth_core::{
@@ -53,45 +53,10 @@ impl S3Store {
         if self.facts.conditions { headers::put_condition(headers, condition, op) } else { Ok(()) }
     }
 
-    /// A document that may be an error although the status was 200: S3 sends the status before the work is done.
-    async fn result(&self, answer: Answer, key: &ObjectKey, op: Op, root: &str) -> Result<xml::Element> {
-        let headers = answer.headers.clone();
-        let document = answer.page().await?;
-        let target = self.wire.target(Some(key));
-        if let Some(body) = xml::error(&document) {
-            return Err(crate::error::from_answer(op, target, http::StatusCode::OK, &headers, &body));
-        }
-        let lost = |why: String| Error::new(ErrorKind::Unavailable, op, &*target).with_maybe_applied(true).with_source(why);
-        let element = xml::parse(&document).map_err(lost)?;
-        if element.is(root) { Ok(element) } else { Err(lost(format!("the answer is no {root}"))) }
-    }
-
-    /// The end of an answer that should say nothing.
-    async fn done(&self, answer: Answer, key: &ObjectKey, op: Op) -> Result<()> {
-        done(answer, op, self.wire.target(Some(key))).await
-    }
-
     fn copy_source(&self, origin: &CopyOrigin) -> String {
         let version = origin.version.as_ref().map(|v| format!("?versionId={}", v.as_str())).unwrap_or_default();
         format!("/{}/{}{version}", origin.container, uri::path(origin.key.as_str()))
     }
-}
-
-/// The end of an answer that should say nothing: a page that stands there is a gateway's, and nobody knows what became of the
-/// request.
-pub(crate) async fn done(answer: Answer, op: Op, target: String) -> Result<()> {
-    let headers = answer.headers.clone();
-    let page = answer.page().await?;
-    let page = page.trim();
-    if let Some(body) = xml::error(page) {
-        return Err(crate::error::from_answer(op, target, http::StatusCode::OK, &headers, &body));
-    }
-    let is_nothing = page.is_empty() || page.starts_with("<?xml") && page.find("?>") == Some(page.len() - 2);
-    if is_nothing || xml::parse(page).is_ok_and(|root| !root.is("html")) {
-        return Ok(());
-    }
-    let start: String = page.chars().take(80).collect();
-    Err(Error::new(ErrorKind::Unavailable, op, target).with_maybe_applied(true).with_source(format!("not an answer of S3: {start:?}")))
 }
 
 fn tag_query(tags: &Tags) -> String {
@@ -139,7 +104,7 @@ impl Sink for S3Store {
         request.body = request_body(body);
         let answer = self.wire.send(request).await?;
         let written = headers::written(&answer.headers);
-        self.done(answer, key, Op::Put).await?;
+        answer.done().await?;
         Ok(written)
     }
 
@@ -149,7 +114,7 @@ impl Sink for S3Store {
             headers::put_condition(&mut request.headers, condition, Op::Delete)?;
         }
         let deleted = match self.wire.send(request).await {
-            Ok(answer) => self.done(answer, key, Op::Delete).await,
+            Ok(answer) => answer.done().await,
             Err(error) => Err(error),
         };
         match deleted {
@@ -172,7 +137,7 @@ impl Sink for S3Store {
             request = request.header("x-amz-checksum-algorithm", "CRC64NVME")?.header("x-amz-checksum-type", "FULL_OBJECT")?;
         }
         let answer = self.wire.send(request).await?;
-        let root = self.result(answer, key, Op::CreateUpload, "InitiateMultipartUploadResult").await?;
+        let root = answer.result("InitiateMultipartUploadResult").await?;
         let id = root.filled("UploadId").map(UploadId::new);
         id.ok_or_else(|| Error::new(ErrorKind::Corrupt, Op::CreateUpload, self.wire.target(Some(key))).with_source("no upload id"))
     }
@@ -189,7 +154,7 @@ impl Sink for S3Store {
         let etag = headers::etag(&answer.headers).ok_or_else(|| answer.error(ErrorKind::Corrupt, "the answer names no etag"))?;
         let opaque_etag = headers::is_opaque(&answer.headers);
         let checksum = headers::full_checksum(&answer.headers);
-        self.done(answer, key, Op::PutPart).await?;
+        answer.done().await?;
         Ok(Part { number, size, etag, opaque_etag, checksum })
     }
 
@@ -272,7 +237,7 @@ impl Sink for S3Store {
         request.body = RequestBody::Document(document);
         let answer = self.wire.send(request).await?;
         let mut written = headers::written(&answer.headers);
-        let root = self.result(answer, key, Op::CompleteUpload, "CompleteMultipartUploadResult").await?;
+        let root = answer.result("CompleteMultipartUploadResult").await?;
         written.etag = root.etag("ETag");
         Ok(written)
     }
@@ -280,7 +245,7 @@ impl Sink for S3Store {
     async fn abort_upload(&self, key: &ObjectKey, upload: &UploadId) -> Result<()> {
         let request = Request::new(Op::AbortUpload, Method::DELETE, Some(key)).query("uploadId", upload.as_str());
         let aborted = match self.wire.send(request).await {
-            Ok(answer) => self.done(answer, key, Op::AbortUpload).await,
+            Ok(answer) => answer.done().await,
             Err(error) => Err(error),
         };
         aborted.or_else(|error| if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) })
@@ -295,7 +260,7 @@ impl Sink for S3Store {
         let mut request = Request::new(Op::Tags, Method::PUT, Some(key)).query("tagging", "");
         request.body = RequestBody::Document(document);
         let answer = self.wire.send(request).await?;
-        self.done(answer, key, Op::Tags).await
+        answer.done().await
     }
 
     fn can_copy(&self, origin: &CopyOrigin) -> bool {
@@ -313,7 +278,7 @@ impl Sink for S3Store {
         self.condition(&mut request.headers, &options.condition, Op::Copy)?;
         let answer = self.wire.send(request).await?;
         let mut written = headers::written(&answer.headers);
-        let root = self.result(answer, key, Op::Copy, "CopyObjectResult").await?;
+        let root = answer.result("CopyObjectResult").await?;
         written.etag = root.etag("ETag");
         Ok(written)
     }
@@ -335,7 +300,7 @@ impl Sink for S3Store {
         request.headers.insert("x-amz-copy-source-if-match", headers::quoted(source, Op::CopyPart)?);
         let answer = self.wire.send(request).await?;
         let headers = answer.headers.clone();
-        let root = self.result(answer, key, Op::CopyPart, "CopyPartResult").await?;
+        let root = answer.result("CopyPartResult").await?;
         let etag = root.etag("ETag");
         let etag = etag.ok_or_else(|| Error::new(ErrorKind::Corrupt, Op::CopyPart, self.wire.target(Some(key))).with_source("no etag"))?;
         Ok(Part { number, size: range.end - range.start, etag, opaque_etag: headers::is_opaque(&headers), checksum: None })

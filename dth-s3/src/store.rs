@@ -4,7 +4,6 @@ use crate::{
     config::{CredentialsConfig, Encryption, S3Config},
     headers,
     profile::Facts,
-    sink::done,
     wire::{Answer, Connector, Request, RequestBody, Wire, uri, xml},
 };
 use async_trait::async_trait;
@@ -86,7 +85,7 @@ impl S3Store {
                 Ok(())
             }
             Err(error) => Err(error),
-            Ok(answer) => done(answer, Op::Configure, self.wire.target(None)).await,
+            Ok(answer) => answer.done().await,
         }
     }
 

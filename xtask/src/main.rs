@@ -28,6 +28,9 @@ const LONG_PATH: (&str, &[(&str, &str)]) = (
 const DENY: &str = "0.20.2";
 const ADVISORIES: (&str, &str) = ("xtask/advisories/rustsec-2026-08-21.tar.gz", "target/xtask/advisories/advisory-db-3157b0e258782691");
 
+/// One selection of packages and features for all tests: another one would build the dependencies once more.
+const TEST: [&str; 4] = ["test", "--workspace", "--features", "dth-core/conformance"];
+
 const SIMULATE: &str = "cargo xtask simulate --seeds N [--from S]";
 const CHAOS: &str = "cargo xtask chaos [--minutes N] [--kills N] [--objects N] [--large-mib N] [--to ministack|radosgw] [--seed S] \
                      [--requests-per-second N (0 for no limit)]";
@@ -64,8 +67,6 @@ fn test(root: &Path) -> anyhow::Result<ExitCode> {
     debian(DEBIAN)?;
     let mut passed = 0;
     let mut failed = 0;
-    // One selection of packages and features for all: another one would build the dependencies once more.
-    let all = ["test", "--workspace", "--features", "dth-core/conformance", "--no-fail-fast"];
     let steps: [(&str, &[&str]); 2] = [
         ("tests of all crates, and doc tests", &[]),
         ("tests against real servers", &["--test", "servers", "--", "--ignored", "--skip", "long_path"]),
@@ -78,7 +79,7 @@ fn test(root: &Path) -> anyhow::Result<ExitCode> {
     failed += bad;
     for (what, arguments) in steps {
         println!("== {what}");
-        let (good, bad) = counted(Command::new(cargo()).args(all).args(arguments).env("DTH_VENV", &venv))?;
+        let (good, bad) = counted(Command::new(cargo()).args(TEST).arg("--no-fail-fast").args(arguments).env("DTH_VENV", &venv))?;
         passed += good;
         failed += bad;
     }
@@ -183,7 +184,7 @@ fn dependencies(root: &Path) -> anyhow::Result<bool> {
 fn seeded_bugs() -> anyhow::Result<(u64, u64)> {
     println!("== seeded bugs");
     let mut command = Command::new(cargo());
-    command.args(["test", "--workspace", "--features", "dth-core/conformance", "--test", "simulation", "seeded", "--", "--nocapture"]);
+    command.args(TEST).args(["--test", "simulation", "seeded", "--", "--nocapture"]);
     counted(command.env("RUSTC_WORKSPACE_WRAPPER", std::env::current_exe()?).env(SEEDED, "1"))
 }
 
@@ -205,7 +206,7 @@ fn simulate(arguments: &[&str]) -> anyhow::Result<ExitCode> {
 fn chaos(root: &Path, arguments: &[&str]) -> anyhow::Result<ExitCode> {
     let venv = python(root)?;
     let mut command = Command::new(cargo());
-    command.args(["test", "--workspace", "--features", "dth-core/conformance", "--test", "servers", "--", "--ignored", "--nocapture"]);
+    command.args(TEST).args(["--test", "servers", "--", "--ignored", "--nocapture"]);
     command.arg("killed_processes").env("DTH_VENV", &venv);
     for pair in arguments.chunks(2) {
         let (Some(name), [_, value]) = (pair[0].strip_prefix("--"), pair) else { bail!("usage: {CHAOS}") };
@@ -226,11 +227,11 @@ fn long_path(root: &Path) -> anyhow::Result<ExitCode> {
     let (module, packages) = LONG_PATH;
     debian(packages)?;
     run(Command::new(venv.join("bin/pip")).args(["install", "--quiet", "--disable-pip-version-check", module]))?;
-    let tests = ["test", "--workspace", "--features", "dth-core/conformance", "--test", "servers"];
-    run(Command::new(cargo()).args(tests).arg("--no-run"))?;
+    let servers = ["--test", "servers"];
+    run(Command::new(cargo()).args(TEST).args(servers).arg("--no-run"))?;
     let mut command = Command::new("unshare");
     command.args(["--net", "--pid", "--fork", "--mount-proc", "sh", "-c", "ip link set lo up && exec \"$@\"", "sh"]);
-    command.arg(cargo()).args(tests).args(["--offline", "--", "--ignored", "--nocapture", "--test-threads", "1", "long_path"]);
+    command.arg(cargo()).args(TEST).args(servers).args(["--offline", "--", "--ignored", "--nocapture", "--test-threads", "1", "long_path"]);
     let status = command.env("DTH_VENV", &venv).env("DTH_LONG_PATH", "1").status()?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

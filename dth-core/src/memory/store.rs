@@ -145,17 +145,13 @@ impl MemoryStore {
         if object.etag == *source { Ok(object) } else { Err(fail(ErrorKind::Precondition)) }
     }
 
-    fn part_etag(&self, state: &mut State, body: &Bytes) -> ETag {
-        state.last += 1;
-        match self.settings.etag {
-            EtagKind::Md5 => ETag::of_md5(&md5(body)),
-            EtagKind::Opaque => ETag::new(&format!("{}-part{}", self.settings.name, state.last)),
-        }
-    }
-
     fn store_part(&self, key: &ObjectKey, upload: &UploadId, number: u32, body: Bytes, op: Op) -> Result<Part> {
         let mut state = self.lock();
-        let etag = self.part_etag(&mut state, &body);
+        state.last += 1;
+        let etag = match self.settings.etag {
+            EtagKind::Md5 => ETag::of_md5(&md5(&body)),
+            EtagKind::Opaque => ETag::new(&format!("{}-part{}", self.settings.name, state.last)),
+        };
         let part = Part { number, size: body.len() as u64, etag, opaque_etag: false, checksum: self.own_sum(&body) };
         let upload = state.uploads.get_mut(upload).filter(|u| u.key == *key);
         let upload = upload.ok_or_else(|| Error::new(ErrorKind::NotFound, op, self.target(key)))?;

@@ -358,8 +358,40 @@ impl Answer {
         String::from_utf8(self.whole().await?).map_err(|e| Error::new(ErrorKind::Corrupt, op, target).with_source(e))
     }
 
+    /// The document of this name that the answer to a change is.
+    pub(crate) async fn result(self, root: &str) -> Result<xml::Element> {
+        let (op, target) = (self.op, self.target.clone());
+        let lost = |why: String| Error::new(ErrorKind::Unavailable, op, &*target).with_maybe_applied(true).with_source(why);
+        let element = xml::parse(&self.success().await?).map_err(lost)?;
+        if element.is(root) { Ok(element) } else { Err(lost(format!("the answer is no {root}"))) }
+    }
+
+    /// The end of an answer that should say nothing: a page that stands there is a gateway's, and nobody knows what became of the
+    /// request.
+    pub(crate) async fn done(self) -> Result<()> {
+        let (op, target) = (self.op, self.target.clone());
+        let page = self.success().await?;
+        let page = page.trim();
+        let is_nothing = page.is_empty() || page.starts_with("<?xml") && page.find("?>") == Some(page.len() - 2);
+        if is_nothing || xml::parse(page).is_ok_and(|root| !root.is("html")) {
+            return Ok(());
+        }
+        let start: String = page.chars().take(80).collect();
+        Err(Error::new(ErrorKind::Unavailable, op, target).with_maybe_applied(true).with_source(format!("not an answer of S3: {start:?}")))
+    }
+
+    /// The whole answer, unless it is an error although the status was 200: S3 sends the status before the work is done.
+    async fn success(self) -> Result<String> {
+        let (op, target, headers) = (self.op, self.target.clone(), self.headers.clone());
+        let page = self.page().await?;
+        match xml::error(&page) {
+            Some(body) => Err(from_answer(op, target, StatusCode::OK, &headers, &body)),
+            None => Ok(page),
+        }
+    }
+
     /// The whole answer, from whoever it may be: a refusal, or what should have been nothing.
-    pub(crate) async fn page(self) -> Result<String> {
+    async fn page(self) -> Result<String> {
         self.whole().await.map(|all| String::from_utf8_lossy(&all).into_owned())
     }
 

@@ -23,13 +23,13 @@ impl Path {
         let mut bound = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut bound).unwrap();
         assert_eq!(bound.trim(), "bound");
-        rule("-A", &["NFQUEUE", "--queue-num", "0"]);
+        rule(&["NFQUEUE", "--queue-num", "0"]);
         Self(Some(child))
     }
 
     /// Not a packet gets through, and nobody is told.
     fn dark() -> Self {
-        rule("-A", &["DROP"]);
+        rule(&["DROP"]);
         Self(None)
     }
 }
@@ -45,9 +45,9 @@ impl Drop for Path {
     }
 }
 
-fn rule(verb: &str, target: &[&str]) {
+fn rule(target: &[&str]) {
     assert!(std::env::var_os("DTH_LONG_PATH").is_some(), "run this by `cargo xtask long-path`: it changes the firewall");
-    let status = Command::new("iptables").args([verb, "OUTPUT", "-o", "lo", "-p", "tcp", "-j"]).args(target).status().unwrap();
+    let status = Command::new("iptables").args(["-A", "OUTPUT", "-o", "lo", "-p", "tcp", "-j"]).args(target).status().unwrap();
     assert!(status.success(), "iptables: {status}");
 }
 
