@@ -263,23 +263,20 @@ impl Packer {
 
 /// An upper bound of the bytes of a job in a message.
 fn estimate(job: &Job) -> usize {
-    let escaped: usize = job
-        .key
-        .as_str()
-        .chars()
-        .map(|c| match c {
+    let escaped = |text: &str| -> usize {
+        let bytes = |c| match c {
             '"' | '\\' => 2,
             ' '..='~' => 1,
-            c => 6 * c.len_utf16(),
-        })
-        .sum();
-    let etags = job.etag.as_ref().map_or(0, |e| e.as_str().len())
-        + match &job.destination {
-            Seen::Present(etag) => etag.as_str().len(),
-            _ => 0,
+            c => 6 * char::len_utf16(c),
         };
+        text.chars().map(bytes).sum()
+    };
+    let there = match &job.destination {
+        Seen::Present(etag) => escaped(etag.as_str()),
+        _ => 0,
+    };
     // Field names, quotes, numbers, action and an origin of 32 digits.
-    escaped + 6 * etags + 170
+    escaped(job.key.as_str()) + job.etag.as_ref().map_or(0, |e| escaped(e.as_str())) + there + 170
 }
 
 /// The same JSON in ASCII.

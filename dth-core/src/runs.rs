@@ -23,14 +23,14 @@ pub async fn settle(state: &dyn StateStore, id: &RunId, env: &dyn Env, retry: &R
 
 /// Waits until a run is finished or cancelled. Cancel safe.
 pub async fn wait(state: &dyn StateStore, id: &RunId, env: &dyn Env, retry: &RetryPolicy) -> Result<Run> {
-    let mut pause = Duration::from_millis(5);
+    let begun = tokio::time::Instant::now();
     loop {
         let run = settle(state, id, env, retry).await?;
         if run.state.is_over() {
             return Ok(run);
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_millis(100));
+        // In the cloud each look is paid for: the longer it takes, the rarer.
+        tokio::time::sleep((begun.elapsed() / 10).clamp(Duration::from_millis(5), Duration::from_secs(5))).await;
     }
 }
 
@@ -89,6 +89,9 @@ pub async fn retry_failed(
     send_as_run(state, queue, jobs, env, retry).await
 }
 
+/// Packs of one step: some stores take no more.
+const PACKS_A_STEP: usize = 50;
+
 /// Jobs of dead letters that are to be tried again, with the letter's id.
 type Again = Vec<(Option<String>, Vec<Job>)>;
 
@@ -128,7 +131,10 @@ async fn send_as_run(state: &dyn StateStore, queue: &dyn Queue, jobs: Again, env
         let pack = Pack::new(env, Some(id.clone()), jobs.clone());
         packs.push(OutboxPack { pack: pack.id.clone(), body: pack.to_body(), held: false });
     }
-    state.advance(&id, &Advance { totals, packs: packs.clone(), ..Advance::default() }).await?;
+    state.advance(&id, &Advance { totals, ..Advance::default() }).await?;
+    for packs in packs.chunks(PACKS_A_STEP) {
+        state.advance(&id, &Advance { packs: packs.to_vec(), ..Advance::default() }).await?;
+    }
     for ((dead, _), pack) in jobs.iter().zip(&packs) {
         let redriven = match dead {
             Some(dead) => retry.run(env, || queue.redrive(dead, &pack.body)).await,

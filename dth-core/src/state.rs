@@ -560,7 +560,7 @@ pub struct RecordQuery {
     pub status: Option<Status>,
     /// Only those last written by this run.
     pub run: Option<RunId>,
-    /// Behind this key.
+    /// Behind this key, the last one of the page before.
     pub after: Option<ObjectKey>,
 }
 
@@ -574,7 +574,8 @@ pub trait StateStore: fmt::Debug + Send + Sync + 'static {
     /// The records of these keys, in their order.
     async fn records(&self, keys: &[ObjectKey]) -> Result<Vec<Option<Record>>>;
 
-    /// A page of at most `max` records in key order.
+    /// A page of at most `max` records behind the one named, in an order of the store's own, the same for each page. An empty page
+    /// is the end.
     async fn query(&self, query: &RecordQuery, max: usize) -> Result<Vec<Record>>;
 
     /// Takes the next epoch of a pack for this delivery. The pack is of `run`, with which it will be forgotten.

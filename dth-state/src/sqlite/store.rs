@@ -1,39 +1,19 @@
 //! Records, packs, runs and cursors in the file.
 
 use super::{Failure, Sqlite};
+use crate::row::{More, run_state, status};
 use async_trait::async_trait;
 use dth_core::{
-    checksum::Checksum,
     error::{Error, ErrorKind, Op, Result},
-    object::{ETag, ObjectKey, VersionId},
+    object::{ETag, ObjectKey},
     sink::{Part, UploadId},
     state::{
-        Advance, Claim, Committed, Failure as Cause, Fence, JobEnd, Origin, OutboxPack, PackId, Record, RecordQuery, RecordWrite, Run,
-        RunId, RunState, Shard, SourceVersion, StateStore, Status, Tally, UploadRecord, Verified, WriteResult,
+        Advance, Claim, Committed, Fence, JobEnd, Origin, OutboxPack, PackId, Record, RecordQuery, RecordWrite, Run, RunId, RunState,
+        Shard, SourceVersion, StateStore, Tally, WriteResult,
     },
 };
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Row, Transaction, params, params_from_iter};
-use serde::{Deserialize, Serialize};
-
-/// What few records have.
-#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
-struct More {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    source_version: Option<VersionId>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    checksum: Option<Checksum>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    verified: Option<Verified>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    upload: Option<UploadRecord>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    uploads_since: Option<Timestamp>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    failure: Option<Cause>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    not_carried: Vec<String>,
-}
 
 const COLUMNS: &str = "key, version, status, run, source_etag, source_size, destination_etag, attempts, updated, more";
 
@@ -45,24 +25,8 @@ fn key(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<ObjectKey>> {
     Ok(row.get::<_, Option<String>>(column)?.map(ObjectKey::new))
 }
 
-fn status(name: &str) -> Result<Status, Failure> {
-    Status::ALL.into_iter().find(|s| s.as_str() == name).ok_or_else(|| unknown("status", name))
-}
-
-fn run_state(name: &str) -> Result<RunState, Failure> {
-    [RunState::Finding, RunState::Transferring, RunState::Finished, RunState::Cancelled]
-        .into_iter()
-        .find(|s| s.as_str() == name)
-        .ok_or_else(|| unknown("run state", name))
-}
-
-fn unknown(what: &str, value: &str) -> Failure {
-    Error::new(ErrorKind::Corrupt, Op::LoadState, format!("{what} `{value}`")).into()
-}
-
 fn record(row: &Row<'_>) -> Result<Record, Failure> {
-    let more: Option<String> = row.get(9)?;
-    let more: More = more.map(|json| serde_json::from_str(&json)).transpose()?.unwrap_or_default();
+    let more = More::parse(row.get::<_, Option<String>>(9)?.as_deref())?;
     let size: Option<i64> = row.get(5)?;
     let etag = |column| Ok::<_, rusqlite::Error>(row.get::<_, Option<String>>(column)?.map(|e| ETag::new(&e)));
     let source_etag = etag(4)?;
@@ -91,16 +55,7 @@ fn load(t: &Transaction<'_>, key: &ObjectKey) -> Result<Option<Record>, Failure>
 }
 
 fn save(t: &Transaction<'_>, record: &Record) -> Result<(), Failure> {
-    let more = More {
-        source_version: record.source.as_ref().and_then(|s| s.version.clone()),
-        checksum: record.checksum.clone(),
-        verified: record.verified,
-        upload: record.upload.clone(),
-        uploads_since: record.uploads_since,
-        failure: record.failure.clone(),
-        not_carried: record.not_carried.clone(),
-    };
-    let more = if more == More::default() { None } else { Some(serde_json::to_string(&more)?) };
+    let more = More::of(record);
     t.prepare_cached(
         "INSERT INTO record (key, version, status, run, source_etag, source_size, destination_etag, attempts, updated, error, more)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
@@ -119,7 +74,7 @@ fn save(t: &Transaction<'_>, record: &Record) -> Result<(), Failure> {
         record.attempts,
         record.updated.as_millisecond(),
         record.failure.as_ref().map(|f| f.text.as_str()),
-        more,
+        more.to_json(),
     ])?;
     Ok(())
 }

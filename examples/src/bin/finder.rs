@@ -3,7 +3,7 @@
 #![expect(clippy::print_stdout, reason = "a program for people")]
 
 use clap::Parser;
-use dth_core::{env::SystemEnv, report::Report, runs, scope::TaskScope, state::StateStore};
+use dth_core::{env::SystemEnv, report::Report, runs, scope::TaskScope};
 use dth_examples::Settings;
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -27,17 +27,17 @@ async fn main() -> anyhow::Result<ExitCode> {
     dth_examples::log();
     dth_examples::serve_metrics(args.metrics)?;
     let settings = Settings::load(&args.config)?;
-    let state = settings.open_state()?;
+    let state = settings.stores().await?.state;
     let mut scope = TaskScope::new();
     let stop = dth_examples::stop_on_signal(&mut scope);
-    let task = settings.task()?.with_stop(stop.clone());
+    let task = settings.task().await?.with_stop(stop.clone());
     let finder = task.finder()?;
     let id = task.begin().await?;
     let mut run = finder.resume(&id, &stop).await?;
     if args.wait && !stop.is_cancelled() {
         run = tokio::select! {
             () = stop.cancelled() => state.run(&id).await?,
-            run = runs::wait(&state, &id, &SystemEnv, &settings.finder.retry) => run?,
+            run = runs::wait(&*state, &id, &SystemEnv, &settings.finder.retry) => run?,
         };
         task.sweep(Duration::ZERO).await?;
         return dth_examples::finish(&Report::new(run), false);

@@ -45,7 +45,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     let made = fill(&source, args.objects).await?;
     println!("made {made} objects of 0 bytes to 24 MiB, with odd keys and metadata; moving them");
 
-    let task = settings.task()?;
+    let task = settings.task().await?;
     let mut scope = TaskScope::new();
     dth_examples::show_progress(&mut scope, task.events());
     let begun = SystemEnv.now();

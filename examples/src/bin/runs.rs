@@ -5,12 +5,11 @@
 use clap::{Parser, Subcommand};
 use dth_core::{
     env::{Env, SystemEnv},
-    queue::Queue,
     report::Report,
     runs,
-    state::{RecordQuery, RunId, StateStore, Status},
+    state::{RecordQuery, RunId, Status},
 };
-use dth_examples::Settings;
+use dth_examples::{Settings, settings::Stores};
 use std::{path::PathBuf, time::Duration};
 
 /// Shows runs and what failed in them; sends dead letters again.
@@ -66,7 +65,7 @@ async fn main() -> anyhow::Result<()> {
     let args: Args = dth_examples::arguments();
     dth_examples::log();
     let settings = Settings::load(&args.config)?;
-    let state = settings.open_state()?;
+    let Stores { queue, state } = settings.stores().await?;
     match args.command {
         Command::List => {
             for run in state.runs(100).await? {
@@ -85,7 +84,7 @@ async fn main() -> anyhow::Result<()> {
         Command::Show { run, json } => {
             dth_examples::finish(&Report::new(state.run(&RunId::new(run)).await?), json)?;
         }
-        Command::Cancel { run } => runs::cancel(&state, &RunId::new(run), &SystemEnv).await?,
+        Command::Cancel { run } => runs::cancel(&*state, &RunId::new(run), &SystemEnv).await?,
         Command::Failed => {
             let query = RecordQuery { status: Some(Status::Failed), ..RecordQuery::default() };
             for record in state.query(&query, 10_000).await? {
@@ -93,13 +92,13 @@ async fn main() -> anyhow::Result<()> {
                 println!("{}: {}", record.key, cause.map_or("", |f| f.text.as_str()));
                 println!("    {}", cause.map_or("", |f| f.kind.remedy()));
             }
-            for dead in state.dead_letters(None, 10_000).await? {
+            for dead in queue.dead_letters(None, 10_000).await? {
                 println!("dead letter {} after {} deliveries: {}", dead.id, dead.receives, dead.reason);
             }
         }
         Command::Retry { run } => {
             let (run, finder) = (run.map(RunId::new), &settings.finder);
-            let sent = runs::retry_failed(&state, &state, run.as_ref(), finder.overwrite, &SystemEnv, &finder.retry).await?;
+            let sent = runs::retry_failed(&*state, &*queue, run.as_ref(), finder.overwrite, &SystemEnv, &finder.retry).await?;
             match sent {
                 Some(run) => println!("run {}: {} jobs are queued again", run.id, run.sent_jobs()),
                 None => println!("nothing failed"),
@@ -109,7 +108,7 @@ async fn main() -> anyhow::Result<()> {
             let before = SystemEnv.now().saturating_sub(Duration::from_secs(u64::from(days) * 86_400))?;
             println!("{} runs forgotten", state.forget_runs(before).await?);
         }
-        Command::Redrive { only } => match runs::redrive(&state, &state, only.as_deref(), &SystemEnv, &settings.finder.retry).await? {
+        Command::Redrive { only } => match runs::redrive(&*state, &*queue, only.as_deref(), &SystemEnv, &settings.finder.retry).await? {
             Some(run) => println!("run {}: {} jobs are queued again", run.id, run.sent_jobs()),
             None => println!("no dead letters to send again"),
         },

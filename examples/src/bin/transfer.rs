@@ -34,7 +34,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     dth_examples::serve_metrics(args.metrics)?;
     let settings = Settings::load(&args.config)?;
     let mut scope = TaskScope::new();
-    let task = settings.task()?.with_stop(dth_examples::stop_on_signal(&mut scope));
+    let task = settings.task().await?.with_stop(dth_examples::stop_on_signal(&mut scope));
     let json = args.report == "json";
     if args.plan {
         let plan = task.plan(&settings.prices).await?;

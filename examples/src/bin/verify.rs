@@ -7,7 +7,6 @@ use clap::Parser;
 use dth_core::{
     key_map::KeyMap,
     manifest::{self, Line, Spool, Verification},
-    state::StateStore,
 };
 use dth_examples::Settings;
 use std::{
@@ -42,10 +41,10 @@ async fn main() -> anyhow::Result<ExitCode> {
             let own = tempfile::NamedTempFile::new()?.into_temp_path().keep()?;
             let path = export.clone().unwrap_or(own);
             let mut out = BufWriter::new(std::fs::File::create(&path).with_context(|| format!("cannot write `{}`", path.display()))?);
-            let state = settings.open_state()?;
-            let mut lines = manifest::export(&state, &keys, &mut out).await?;
+            let state = settings.stores().await?.state;
+            let mut lines = manifest::export(&*state, &keys, &mut out).await?;
             if let (Some(folder), Some(run)) = (&settings.manifest, state.runs(100).await?.iter().find(|run| run.totals.source_pages > 0)) {
-                lines += Spool::new(folder).export(&run.id, &state, &mut out).await?;
+                lines += Spool::new(folder).export(&run.id, &*state, &mut out).await?;
             }
             out.flush()?;
             println!("{lines} lines in {}", path.display());

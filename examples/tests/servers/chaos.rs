@@ -237,7 +237,7 @@ async fn a_stopped_worker_drains() {
     assert!((100..600).contains(&moved), "{moved}");
     let depth = state.depth().await.unwrap();
     assert!(depth.leased == 0 && depth.pending() > 0, "{depth:?}");
-    let report = held.task().unwrap().run().await.unwrap();
+    let report = held.task().await.unwrap().run().await.unwrap();
     assert!(report.is_success() && report.run.outcomes_like("copied").objects == 600, "{report}");
 }
 
@@ -330,7 +330,7 @@ async fn killed_processes_lose_and_double_nothing() {
     println!("{report}");
     assert!(report.is_success(), "{report}");
     assert_eq!(report.run.totals.listed.objects as usize, made);
-    held.task().unwrap().sweep(Duration::ZERO).await.unwrap();
+    held.task().await.unwrap().sweep(Duration::ZERO).await.unwrap();
     if let Some(log) = pair.sink_server().access_log() {
         let (kinds, puts) = requests(&log, 0);
         let beyond: u64 = puts.values().map(|n| n - 1).sum();
@@ -351,7 +351,7 @@ async fn killed_processes_lose_and_double_nothing() {
 
     // A second run transfers nothing and only lists.
     let from_here = pair.sink_server().access_log().map_or(0, |log| log.len());
-    let again = held.task().unwrap().run().await.unwrap();
+    let again = held.task().await.unwrap().run().await.unwrap();
     assert_eq!((again.run.totals.queued.objects, again.run.totals.unchanged.objects as usize), (0, made), "{again}");
     if let Some(log) = pair.sink_server().access_log() {
         let (kinds, _) = requests(&log, from_here);

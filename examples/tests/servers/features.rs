@@ -38,7 +38,7 @@ async fn what_is_written_is_as_asked_for() {
         pair.settings.destination.encryption = encryption;
         pair.settings.destination.storage_class = Some("STANDARD_IA".into());
         pair.settings.destination.acl = Some("bucket-owner-full-control".into());
-        let report = pair.settings.task().unwrap().run().await.unwrap();
+        let report = pair.settings.task().await.unwrap().run().await.unwrap();
         assert!(report.is_success(), "{report}");
         let venv = venv();
         let asked = pair.sink_server().python(
@@ -51,7 +51,7 @@ for key in ["large", "small"]:
             &[],
         );
         assert_eq!(asked.await.unwrap(), format!("large STANDARD_IA {kind}\nsmall STANDARD_IA {kind}\n"));
-        let again = pair.settings.task().unwrap().run().await.unwrap();
+        let again = pair.settings.task().await.unwrap().run().await.unwrap();
         assert_eq!(again.run.totals.unchanged.objects, 2, "{again}");
         assert_eq!(contents(&pair.source, false).await, contents(&pair.sink, false).await);
     }
@@ -67,7 +67,7 @@ async fn archived_objects_are_skipped() {
     put(&pair.source, "warm", bytes(10, 2)).await;
     let error = pair.source.read(&"cold".into(), &ReadOptions::default()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Archived);
-    let report = pair.settings.task().unwrap().run().await.unwrap();
+    let report = pair.settings.task().await.unwrap().run().await.unwrap();
     assert!(report.is_success() && report.run.totals.skipped["archived"].objects == 1, "{report}");
     assert_eq!(report.run.outcomes_like("copied").objects, 1);
 }
@@ -85,7 +85,7 @@ async fn one_store_copies_inside() {
     pair.settings.destination = S3Config { bucket: "inside".into(), ..pair.settings.source.clone() };
     let sink = pair.settings.destination_bucket().unwrap();
     sink.create_bucket().await.unwrap();
-    let report = pair.settings.task().unwrap().run().await.unwrap();
+    let report = pair.settings.task().await.unwrap().run().await.unwrap();
     assert!(report.is_success(), "{report}");
     assert_eq!(contents(&pair.source, true).await, contents(&sink, true).await);
     let records = pair.settings.open_state().unwrap().records(&[odd.into(), "parts".into()]).await.unwrap();
@@ -276,7 +276,7 @@ async fn requests_go_through_a_proxy() {
     for side in [&mut pair.settings.source, &mut pair.settings.destination] {
         side.proxy = through("secret1", None);
     }
-    let report = pair.settings.task().unwrap().run().await.unwrap();
+    let report = pair.settings.task().await.unwrap().run().await.unwrap();
     assert!(report.is_success(), "{report}");
     assert_eq!(contents(&pair.source, false).await, contents(&pair.sink, false).await);
     let log = proxy.log();
@@ -307,7 +307,7 @@ async fn full_object_checksums_are_verified_by_the_store() {
     pair.settings.source.encryption = Encryption::Kms { key_id: None };
     pair.settings.worker.transfer.single_max = 1 << 20;
     pair.settings.worker.transfer.hold_max = 1 << 20;
-    let report = pair.settings.task().unwrap().run().await.unwrap();
+    let report = pair.settings.task().await.unwrap().run().await.unwrap();
     assert!(report.is_success(), "{report}");
     assert_eq!(read(&pair.sink, "plain", ReadOptions::default()).await, body);
     let crc = Checksum::of(Algorithm::Crc64Nvme, &[body.clone().into()]);
@@ -323,7 +323,7 @@ async fn full_object_checksums_are_verified_by_the_store() {
     reversed.state = Some(pair.folder.path().join("back.db"));
     reversed.source.encryption = Encryption::Kms { key_id: None };
     reversed.destination_bucket().unwrap().create_bucket().await.unwrap();
-    let report = reversed.task().unwrap().run().await.unwrap();
+    let report = reversed.task().await.unwrap().run().await.unwrap();
     assert!(report.is_success(), "{report}");
     let record = reversed.open_state().unwrap().records(&["plain".into()]).await.unwrap().remove(0).unwrap();
     assert_eq!(record.verified, Some(Verified::Source(Algorithm::Crc64Nvme)));
@@ -357,15 +357,15 @@ async fn directories_go_into_buckets_and_back() {
     }
     let mut up = pair.settings.clone();
     (up.source, up.source_directory) = (S3Config::default(), Some(from.clone()));
-    let report = up.task().unwrap().run().await.unwrap();
+    let report = up.task().await.unwrap().run().await.unwrap();
     assert!(report.is_success() && report.run.outcomes_like("copied").objects == 3, "{report}");
-    let again = up.task().unwrap().run().await.unwrap();
+    let again = up.task().await.unwrap().run().await.unwrap();
     assert_eq!(again.run.totals.unchanged.objects, 3, "{again}");
     let mut down = pair.settings.clone();
     down.state = Some(pair.folder.path().join("down.db"));
     down.source = down.destination.clone();
     (down.destination, down.destination_directory) = (S3Config::default(), Some(to.clone()));
-    let report = down.task().unwrap().run().await.unwrap();
+    let report = down.task().await.unwrap().run().await.unwrap();
     assert!(report.is_success(), "{report}");
     for name in ["a", "d/b.txt", "d/e/é 日"] {
         assert_eq!(std::fs::read(from.join(name)).unwrap(), std::fs::read(to.join(name)).unwrap(), "{name}");

@@ -81,7 +81,7 @@ async fn latency_and_loss_cost_time_and_nothing_else() {
         let measured = round_trip(&pair);
         assert!(measured >= Duration::from_millis(2 * one_way), "{measured:?}: the path is not long");
         let begun = Instant::now();
-        let report = pair.settings.task().unwrap().run().await.unwrap();
+        let report = pair.settings.task().await.unwrap().run().await.unwrap();
         let took = begun.elapsed();
         drop(path);
         println!("round trip {measured:.0?}, loss {:.1} %: 1,002 objects, 74 MiB in {took:.1?}", loss * 100.0);
@@ -101,7 +101,7 @@ async fn a_path_that_goes_dark_is_waited_out() {
         side.idle_timeout_seconds = Some(3);
     }
     pair.settings.worker.transfer.requests_per_second = Some(400);
-    let task = pair.settings.task().unwrap();
+    let task = pair.settings.task().await.unwrap();
     let begun = Instant::now();
     let run = task.start().await.unwrap();
     for _ in 0..2 {

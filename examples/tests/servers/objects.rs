@@ -69,7 +69,7 @@ async fn hostile_keys_sizes_and_metadata_arrive_exactly() {
     pair.source.put(&"meta/small".into(), Body::Bytes(vec!["text".into()]), &options).await.unwrap();
     put_multipart(&pair.source, "meta/parts", &bytes(17 * mib, 3), 6 * mib, &options).await;
 
-    let task = pair.settings.task().unwrap();
+    let task = pair.settings.task().await.unwrap();
     let report = task.run().await.unwrap();
     assert!(report.is_success(), "{report}");
     let (here, there) = (contents(&pair.source, true).await, contents(&pair.sink, true).await);
@@ -84,10 +84,10 @@ async fn hostile_keys_sizes_and_metadata_arrive_exactly() {
     assert_eq!(open_uploads(&pair.sink).await, 0);
 
     // A second run finds nothing to do, and what changed with the same size is found (T8).
-    let again = pair.settings.task().unwrap().run().await.unwrap();
+    let again = pair.settings.task().await.unwrap().run().await.unwrap();
     assert_eq!((again.run.totals.queued.objects, again.run.totals.unchanged.objects), (0, here.len() as u64), "{again}");
     put(&pair.source, "sp ace", bytes(16 * 37, 999)).await;
-    let changed = pair.settings.task().unwrap().run().await.unwrap();
+    let changed = pair.settings.task().await.unwrap().run().await.unwrap();
     assert_eq!(changed.run.outcomes_like("copied").objects, 1, "{changed}");
     assert_eq!(contents(&pair.source, true).await, contents(&pair.sink, true).await);
 }
@@ -104,7 +104,7 @@ async fn between_servers_of_different_make() {
     }
     put_multipart(&pair.source, "large", &bytes(14 << 20, 8), 5 << 20, &PutOptions::default()).await;
     put(&pair.source, "plain", bytes(9 << 20, 9)).await;
-    let report = pair.settings.task().unwrap().run().await.unwrap();
+    let report = pair.settings.task().await.unwrap().run().await.unwrap();
     assert!(report.is_success(), "{report}");
     let strip = |all: std::collections::BTreeMap<_, (String, Attributes, _)>| -> Vec<_> {
         all.into_iter().map(|(k, (hash, _, _))| (k, hash)).collect()
@@ -124,15 +124,15 @@ async fn deletes_are_guarded() {
         put(&pair.sink, &format!("extra{i}"), bytes(3, i)).await;
     }
     put(&pair.source, "kept", bytes(3, 9)).await;
-    assert!(pair.settings.task().unwrap().run().await.unwrap().is_success());
+    assert!(pair.settings.task().await.unwrap().run().await.unwrap().is_success());
     assert_eq!(contents(&pair.sink, false).await.len(), 6, "nothing is deleted unasked");
     pair.settings.finder.delete_extra = true;
     pair.settings.finder.max_delete = 4;
-    let withheld = pair.settings.task().unwrap().run().await.unwrap();
+    let withheld = pair.settings.task().await.unwrap().run().await.unwrap();
     assert!(!withheld.is_success() && withheld.closed, "{withheld}");
     assert_eq!(contents(&pair.sink, false).await.len(), 6, "the guard holds");
     pair.settings.finder.max_delete = 5;
-    assert!(pair.settings.task().unwrap().run().await.unwrap().is_success());
+    assert!(pair.settings.task().await.unwrap().run().await.unwrap().is_success());
     assert_eq!(contents(&pair.sink, false).await.keys().map(dth_core::object::ObjectKey::as_str).collect::<Vec<_>>(), ["kept"]);
 }
 
@@ -143,7 +143,7 @@ async fn wrong_settings_are_named() {
     let pair = ministacks().await;
     let mut missing = pair.settings.clone();
     missing.source.bucket = "no-such-bucket".into();
-    let error = missing.task().unwrap().run().await.unwrap_err();
+    let error = missing.task().await.unwrap().run().await.unwrap_err();
     assert!(error.chain().contains("no-such-bucket"), "{}", error.chain());
     let mut wrong = pair.settings.clone();
     wrong.state = None;
@@ -152,7 +152,7 @@ async fn wrong_settings_are_named() {
         secret_access_key: dth_s3::Secret::new("canary-secret"),
         session_token: None,
     };
-    let error = wrong.task().unwrap().run().await.unwrap_err();
+    let error = wrong.task().await.unwrap().run().await.unwrap_err();
     assert_eq!(error.kind(), dth_core::error::ErrorKind::CredentialsExpired, "{}", error.chain());
     assert!(!format!("{error:?} {}", error.chain()).contains("canary"));
 }

@@ -1,0 +1,292 @@
+//! Claims and commits: records by version, the epoch of the pack, and the counters, in one transaction.
+//!
+//! A transaction that is refused says which item it failed at. The members that conflict are taken out and judged one by
+//! one; the rest is written by the next try.
+
+use super::{
+    DynamoStore, FORGET_AFTER, SPREAD, Transacted,
+    item::{Expression, Item, bytes, get_bytes, get_number, key, number, tally_to_numbers, text},
+};
+use crate::aws::error::classify;
+use aws_sdk_dynamodb::types::{ReturnValue, TransactWriteItem};
+use dth_core::{
+    env::random_below,
+    error::{Error, ErrorKind, Op, Result},
+    object::ObjectKey,
+    state::{Claim, Committed, Fence, JobEnd, Origin, PackId, Record, RecordWrite, RunId, Tally, WriteResult},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::MutexGuard,
+};
+
+/// Records of one transaction; the other places are for packs and counters.
+const RECORDS: usize = 90;
+/// Packs whose state is remembered.
+const KNOWN_PACKS: usize = 4096;
+/// Tries of a commit that others get in the way of, before the engine is told to slow down.
+const TRIES: usize = 8;
+
+/// What is known of a pack.
+#[derive(Debug, Clone, Default)]
+pub(super) struct PackState {
+    incarnation: u64,
+    epoch: u64,
+    /// Grows with each change of the bits; 0 when none was written yet.
+    revision: u64,
+    /// A bit for each job that was counted.
+    ended: Vec<u8>,
+}
+
+impl PackState {
+    fn of(item: &Item) -> Self {
+        Self {
+            incarnation: get_number(item, "inc").unwrap_or(0),
+            epoch: get_number(item, "ep").unwrap_or(0),
+            revision: get_number(item, "rev").unwrap_or(0),
+            ended: get_bytes(item, "ended").unwrap_or_default().to_vec(),
+        }
+    }
+
+    fn has_ended(&self, job: u32) -> bool {
+        self.ended.get(job as usize / 8).is_some_and(|byte| byte >> (job % 8) & 1 == 1)
+    }
+
+    /// Sets a job's bit; `true` when it was not set.
+    fn end(&mut self, job: u32) -> bool {
+        let byte = job as usize / 8;
+        if self.ended.len() <= byte {
+            self.ended.resize(byte + 1, 0);
+        }
+        let first = !self.has_ended(job);
+        self.ended[byte] |= 1 << (job % 8);
+        first
+    }
+
+    fn allows(&self, fence: &Fence) -> bool {
+        self.epoch == fence.epoch && self.incarnation == fence.incarnation
+    }
+}
+
+/// What one transaction does to packs and counters besides writing records.
+#[derive(Debug, Default)]
+struct Counted {
+    packs: BTreeMap<PackId, PackState>,
+    tallies: BTreeMap<RunId, BTreeMap<String, Tally>>,
+}
+
+impl DynamoStore {
+    fn known_packs(&self) -> MutexGuard<'_, HashMap<PackId, PackState>> {
+        self.packs.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn remember(&self, pack: &PackId, state: PackState) {
+        let mut known = self.known_packs();
+        if known.len() >= KNOWN_PACKS {
+            // Whatever is needed again is read again.
+            known.clear();
+        }
+        known.insert(pack.clone(), state);
+    }
+
+    fn pack_key(&self, pack: &PackId) -> Item {
+        key(self.pk(pack.as_str()), "p")
+    }
+
+    /// The state of packs, as it is known here or in the table.
+    async fn pack_states<'a>(&self, packs: impl Iterator<Item = &'a PackId>) -> Result<BTreeMap<PackId, PackState>> {
+        let mut states = BTreeMap::new();
+        let mut unknown = BTreeSet::new();
+        for pack in packs {
+            match self.known_packs().get(pack) {
+                Some(state) => drop(states.insert(pack.clone(), state.clone())),
+                None => drop(unknown.insert(pack)),
+            }
+        }
+        let keys = unknown.iter().map(|pack| self.pack_key(pack)).collect();
+        for item in self.get_all(keys).await? {
+            let pack = PackId::new(self.key_of(&item)?.as_str());
+            states.insert(pack, PackState::of(&item));
+        }
+        for pack in unknown {
+            let state = states.entry(pack.clone()).or_default();
+            self.remember(pack, state.clone());
+        }
+        Ok(states)
+    }
+
+    pub(super) async fn claim_pack(
+        &self,
+        pack: &PackId,
+        run: Option<&RunId>,
+        incarnation: u64,
+        jobs: &[(ObjectKey, Option<Origin>)],
+    ) -> Result<Claim> {
+        let mut update = Expression::default();
+        update.add("ep", 1);
+        // Another delivery, or the end of one of its jobs that went out alone, may have made the item.
+        update.set_first("inc", number(incarnation));
+        update.set("ttl", self.expiry(FORGET_AFTER));
+        if let Some(run) = run {
+            update.set("run", text(run.as_str()));
+        }
+        let call = self
+            .client
+            .update_item()
+            .table_name(&*self.table)
+            .set_key(Some(self.pack_key(pack)))
+            .update_expression(update.update())
+            .set_expression_attribute_names(update.names())
+            .set_expression_attribute_values(update.values())
+            .return_values(ReturnValue::AllNew);
+        let answer = call.send().await.map_err(|e| classify(Op::SaveState, &*self.table, e))?;
+        let ours = PackState::of(&answer.attributes.unwrap_or_default());
+        let fence = Fence { pack: pack.clone(), incarnation: ours.incarnation, epoch: ours.epoch };
+        self.remember(pack, ours);
+        let origins = jobs.iter().filter_map(|(_, origin)| origin.as_ref());
+        // Bits of other packs may have been set by anybody since they were read here.
+        self.known_packs().retain(|known, _| known == pack || !jobs.iter().any(|(_, o)| o.as_ref().is_some_and(|o| o.0 == *known)));
+        let (states, records) =
+            tokio::try_join!(self.pack_states(origins.map(|o| &o.0)), self.records_by_key(jobs.iter().map(|(key, _)| key)))?;
+        let ended = |origin: &Option<Origin>| origin.as_ref().is_some_and(|o| states.get(&o.0).is_some_and(|s| s.has_ended(o.1)));
+        Ok(Claim {
+            fence,
+            ended: jobs.iter().map(|(_, origin)| ended(origin)).collect(),
+            records: jobs.iter().map(|(key, _)| records.get(key).cloned()).collect(),
+        })
+    }
+
+    pub(super) async fn commit_writes(&self, fence: &Fence, writes: &[RecordWrite]) -> Result<Committed> {
+        if writes.is_empty() {
+            let found = self.get(Op::SaveState, self.pack_key(&fence.pack)).await?;
+            let state = found.as_ref().map(PackState::of).unwrap_or_default();
+            return Ok(if state.allows(fence) { Committed::Written(Vec::new()) } else { Committed::Fenced });
+        }
+        let mut results: Vec<Option<WriteResult>> = writes.iter().map(|_| None).collect();
+        loop {
+            // One transaction writes a key once.
+            let mut keys = BTreeSet::new();
+            let open = (0..writes.len()).filter(|i| results[*i].is_none()).filter(|i| keys.insert(&writes[*i].record.key));
+            let open: Vec<usize> = open.take(RECORDS).collect();
+            if open.is_empty() {
+                return Ok(Committed::Written(results.into_iter().flatten().collect()));
+            }
+            if !self.commit_some(fence, writes, open, &mut results).await? {
+                return Ok(Committed::Fenced);
+            }
+        }
+    }
+
+    /// Finds a result for each of these writes. `false` when a later delivery has claimed the pack.
+    async fn commit_some(
+        &self,
+        fence: &Fence,
+        writes: &[RecordWrite],
+        mut open: Vec<usize>,
+        results: &mut [Option<WriteResult>],
+    ) -> Result<bool> {
+        for _ in 0..TRIES {
+            let counted = self.count(fence, open.iter().map(|i| &writes[*i])).await?;
+            let packs: Vec<&PackId> = counted.packs.keys().collect();
+            let refused = match self.transact(|| self.transaction(fence, writes, &open, &counted)).await? {
+                Transacted::Done => {
+                    for (pack, state) in &counted.packs {
+                        self.remember(pack, PackState { revision: state.revision + 1, ..state.clone() });
+                    }
+                    for i in open {
+                        results[i] = Some(WriteResult::Applied(writes[i].record.version + 1));
+                    }
+                    return Ok(true);
+                }
+                Transacted::Refused(refused) => refused,
+            };
+            // The order is that of `transaction`: packs, records, counters.
+            for at in refused.iter().filter(|at| **at < packs.len()) {
+                self.known_packs().remove(packs[*at]);
+            }
+            if !refused.is_empty() && !self.pack_states([&fence.pack].into_iter()).await?[&fence.pack].allows(fence) {
+                self.known_packs().remove(&fence.pack);
+                return Ok(false);
+            }
+            let conflicts: Vec<usize> = refused.iter().filter_map(|at| open.get(at.checked_sub(packs.len())?).copied()).collect();
+            let mut stored = self.records_by_key(conflicts.iter().map(|i| &writes[*i].record.key)).await?;
+            for i in &conflicts {
+                let record: Option<Record> = stored.remove(&writes[*i].record.key);
+                results[*i] = Some(WriteResult::Conflict(record.map(Box::new)));
+            }
+            open.retain(|i| !conflicts.contains(i));
+            if open.is_empty() {
+                return Ok(true);
+            }
+        }
+        Err(Error::new(ErrorKind::Throttled, Op::SaveState, &*self.table).with_source("others kept changing the same packs"))
+    }
+
+    /// The bits that these writes set, and what they add to the ledgers; each job once.
+    async fn count<'a>(&self, fence: &Fence, writes: impl Iterator<Item = &'a RecordWrite> + Clone) -> Result<Counted> {
+        let origin = |write: &'a RecordWrite| write.end.as_ref().and_then(|end| end.origin.as_ref());
+        let packs: BTreeSet<&PackId> = writes.clone().filter_map(|w| origin(w).map(|o| &o.0)).chain([&fence.pack]).collect();
+        let mut counted = Counted { packs: self.pack_states(packs.into_iter()).await?, tallies: BTreeMap::new() };
+        for write in writes {
+            let (Some(JobEnd { outcome, bytes, .. }), Some(Origin(pack, job))) = (&write.end, origin(write)) else { continue };
+            if counted.packs.entry(pack.clone()).or_default().end(*job) {
+                let run = counted.tallies.entry(write.record.run.clone()).or_default();
+                *run.entry(outcome.label()).or_default() += Tally::one(*bytes);
+            }
+        }
+        Ok(counted)
+    }
+
+    fn transaction(&self, fence: &Fence, writes: &[RecordWrite], open: &[usize], counted: &Counted) -> Result<Vec<TransactWriteItem>> {
+        let mut items = Vec::new();
+        for (pack, state) in &counted.packs {
+            let mut update = Expression::default();
+            if *pack == fence.pack {
+                update.when_equal("ep", number(fence.epoch));
+                update.when_equal("inc", number(fence.incarnation));
+            }
+            if state.revision == 0 {
+                update.when_missing("rev");
+            } else {
+                update.when_equal("rev", number(state.revision));
+            }
+            update.set("ended", bytes(state.ended.clone()));
+            update.set("rev", number(state.revision + 1));
+            update.set_first("ttl", self.expiry(FORGET_AFTER));
+            items.push(self.update(self.pack_key(pack), &update)?);
+        }
+        for write in open.iter().map(|i| &writes[*i]) {
+            let mut expected = Expression::default();
+            match write.record.version {
+                0 => expected.when_missing("v"),
+                version => expected.when_equal("v", number(version)),
+            }
+            let record = Record { version: write.record.version + 1, ..write.record.clone() };
+            items.push(self.put(self.record_to_item(&record)?, &expected)?);
+        }
+        for (run, tallies) in &counted.tallies {
+            // Another place each time: a transaction that met another one there goes elsewhere.
+            let place = random_below(&*self.env, SPREAD);
+            let mut update = Expression::default();
+            for (label, tally) in tallies {
+                for (name, by) in tally_to_numbers(&format!("o:{label}"), *tally) {
+                    update.add(&name, by);
+                }
+            }
+            items.push(self.update(key(self.pk(run.as_str()), format!("c#{place:02}")), &update)?);
+        }
+        Ok(items)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_ends_once() {
+        let mut pack = PackState::default();
+        assert!(pack.end(300) && !pack.end(300) && pack.end(0));
+        assert!(pack.has_ended(300) && pack.has_ended(0) && !pack.has_ended(299) && !pack.has_ended(9000));
+    }
+}
