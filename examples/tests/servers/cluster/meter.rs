@@ -114,7 +114,7 @@ async fn pass(seen: Arc<Seen>, request: Request<Incoming>) -> anyhow::Result<Res
     let (mut head, body) = answer.into_parts();
     let mut body = body.collect().await?.to_bytes();
     if seen.load == Load::Heavy
-        && number % 2 == 0
+        && number.is_multiple_of(2)
         && head.status.is_success()
         && let Some(cut) = in_part(&name, &asked, &body)
     {

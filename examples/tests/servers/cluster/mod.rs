@@ -26,7 +26,7 @@ async fn hold_queue(config: &SdkConfig, name: &str) {
         let queue = SqsQueue::create(config, &name[..name.len().min(60)]).await.unwrap();
         (promise, hold(&QueueBench::new(Arc::new(Patient(queue)), TICK)).await)
     });
-    report(checked.buffer_unordered(14).collect().await);
+    report(&checked.buffer_unordered(14).collect::<Vec<_>>().await);
 }
 
 async fn hold_state(config: &SdkConfig, at_once: usize) {
@@ -37,10 +37,10 @@ async fn hold_state(config: &SdkConfig, at_once: usize) {
         let store = DynamoStore::open(config, table, promise).await.unwrap();
         (promise, hold(&StateBench::new(Arc::new(Patient(store)))).await)
     });
-    report(checked.buffer_unordered(at_once).collect().await);
+    report(&checked.buffer_unordered(at_once).collect::<Vec<_>>().await);
 }
 
-fn report(checked: Vec<(&&str, dth_core::conformance::Checked)>) {
+fn report(checked: &[(&&str, dth_core::conformance::Checked)]) {
     let broken: Vec<String> = checked.iter().filter_map(|(name, c)| c.as_ref().err().map(|b| format!("{name}: {b}"))).collect();
     assert!(broken.is_empty(), "{}", broken.join("\n"));
     let held = checked.iter().filter(|(_, c)| *c == Ok(Verdict::Held)).count();
@@ -96,8 +96,8 @@ async fn queue_and_state_keep_their_promises_while_throttled() {
         (promise, hold(&StateBench::new(Arc::new(Patient(store)))).await)
     });
     let (queues, states) = tokio::join!(queues.buffer_unordered(14).collect::<Vec<_>>(), states.buffer_unordered(4).collect::<Vec<_>>());
-    report(queues);
-    report(states);
+    report(&queues);
+    report(&states);
     let (throttled, cut) = meter.trouble();
     println!("{throttled} calls throttled, {cut} batches answered in part");
     assert!(throttled > 100 && cut > 10, "{throttled} calls were throttled, {cut} batches cut");
