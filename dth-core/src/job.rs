@@ -7,7 +7,7 @@ use crate::{
     env::{Env, random_id},
     error::{Error, ErrorKind, Op, Result},
     object::{ETag, Entry, ObjectKey},
-    sink::Condition,
+    sink::{Condition, UploadId},
     state::{Origin, PackId, RunId, SourceVersion},
 };
 use serde::{Deserialize, Serialize};
@@ -101,6 +101,24 @@ impl Seen {
     }
 }
 
+/// Some parts of an upload under way, which any worker may fill.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobParts {
+    /// The upload; the record of the key says what it is made of.
+    #[serde(rename = "u")]
+    pub upload: UploadId,
+    /// The first part, from 1.
+    #[serde(rename = "f")]
+    pub first: u32,
+    /// The last part.
+    #[serde(rename = "l")]
+    pub last: u32,
+    /// Tries of the object's own job, the one that began the upload included.
+    #[serde(rename = "n", default)]
+    pub attempts: u32,
+}
+
 /// One object to deal with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -129,6 +147,9 @@ pub struct Job {
     /// Where it counts, when this message is not the one that the finder made.
     #[serde(rename = "o", default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
+    /// Only these parts of it; they count with the object, once all are in.
+    #[serde(rename = "p", default, skip_serializing_if = "Option::is_none")]
+    pub parts: Option<JobParts>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
@@ -148,7 +169,14 @@ impl Job {
             overwrite: Overwrite::Always,
             attempts: 0,
             origin: None,
+            parts: None,
         }
+    }
+
+    /// The job of the object itself, to be done from the beginning.
+    pub fn anew(&self) -> Self {
+        let destination = if self.overwrite == Overwrite::Always { Seen::Unknown } else { self.destination.clone() };
+        Self { etag: None, destination, parts: None, ..self.clone() }
     }
 
     /// The source version that the finder listed.
@@ -220,6 +248,10 @@ impl Pack {
                 let pack: Self = serde_json::from_value(value).map_err(invalid)?;
                 if pack.jobs.is_empty() || pack.jobs.iter().any(|j| j.key.as_str().is_empty()) {
                     return Err(Error::new(ErrorKind::Invalid, Op::Receive, excerpt(body)).with_source("a job without a key"));
+                }
+                let sensible = |parts: &JobParts| pack.jobs.len() == 1 && parts.first >= 1 && parts.first <= parts.last;
+                if !pack.jobs.iter().filter_map(|j| j.parts.as_ref()).all(sensible) {
+                    return Err(Error::new(ErrorKind::Invalid, Op::Receive, excerpt(body)).with_source("these are no parts of one object"));
                 }
                 Ok(pack)
             }

@@ -61,6 +61,10 @@ named! {
         ShardSplit => "a range is cut in two",
         AskedRecord => "the finder decides by a recorded pair of etags",
         SweptUpload => "an upload that nobody finishes is swept",
+        GiantHandedOut => "the parts of a giant become jobs",
+        GiantClosed => "a giant is completed by whoever saw its last parts in",
+        GiantBegunAgain => "a giant is begun again, because its source changed or its upload ended",
+        ClosedByAnother => "the message that closes a giant is received again",
     }
 }
 
@@ -109,6 +113,9 @@ named! {
         UploadsUnnoted => "uploads are begun without a note for the sweep",
         CursorAhead => "a cursor moves past jobs that are not kept yet",
         CopyNotPinned => "a copy inside the store is of whatever version is there",
+        ManyClosers => "whoever sees all parts of a giant completes it, whether or not somebody else does",
+        WaitingForgotten => "a job whose object is handed out in parts does not end with it",
+        LastPartsUnseen => "the last part of a giant is taken for the last one to come",
         AnswerNotCompared => "an answer that is another version than was asked for is believed",
     }
 }

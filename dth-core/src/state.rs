@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
     fmt,
-    ops::{Add, AddAssign},
+    ops::{Add, AddAssign, RangeInclusive},
     sync::Arc,
 };
 
@@ -209,6 +209,47 @@ pub struct UploadRecord {
     pub part_size: u64,
     /// The version that it is made of.
     pub source: SourceVersion,
+    /// Its parts are jobs of their own, for any worker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared: Option<SharedUpload>,
+}
+
+/// What the workers that fill one upload together must agree on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedUpload {
+    /// How its parts are checked.
+    pub checks: PartChecks,
+    /// The message whose worker alone does what comes next: completes it once all parts are in, or, when the upload has no id
+    /// any more, sends the object's own job again. Whoever receives that message again goes on with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closer: Option<PackId>,
+    /// The etags that its parts had together in earlier tries, which were not the source's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wrong: Vec<ETag>,
+}
+
+/// How the parts of an upload are checked.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartChecks {
+    /// Parts are those of the source, and both stores build etags from MD5: the etag of the whole must come out the same.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub parity: bool,
+    /// What is taken over each part on its way.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub algorithms: Vec<Algorithm>,
+    /// Which of these is remembered with a part, to judge the whole: MD5 where the source's etag is the MD5 of its parts'
+    /// MD5 values and nothing else shows whether we read right; otherwise one that combines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judge: Option<Algorithm>,
+}
+
+/// A job that ends with another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// The run that counts it.
+    pub run: RunId,
+    /// Where it counts.
+    pub origin: Origin,
 }
 
 /// The cause of a failure, for people.
@@ -255,6 +296,10 @@ pub struct Record {
     /// Attributes that the pair of stores could not carry.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_carried: Vec<String>,
+    /// Jobs whose messages are done with, because the parts of the object are jobs now: they end when this record next says
+    /// how the object ended, whoever writes that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waiting: Vec<Waiting>,
     /// When it was written.
     pub updated: Timestamp,
 }
@@ -276,6 +321,7 @@ impl Record {
             attempts: 0,
             failure: None,
             not_carried: Vec::new(),
+            waiting: Vec::new(),
             updated: now,
         }
     }
@@ -520,15 +566,17 @@ pub struct Claim {
 pub struct RecordWrite {
     /// The record; its `version` is that of the record it replaces, 0 for none.
     pub record: Record,
-    /// The end of a job: counts once, for the run of the record.
-    pub end: Option<JobEnd>,
+    /// Jobs that end with it.
+    pub ends: Vec<JobEnd>,
 }
 
 /// The end of a job.
 #[derive(Debug, Clone)]
 pub struct JobEnd {
-    /// Where it counts; `None` for a message that no finder sent.
-    pub origin: Option<Origin>,
+    /// The run that counts it, once.
+    pub run: RunId,
+    /// Where it counts.
+    pub origin: Origin,
     /// How it ended.
     pub outcome: Outcome,
     /// Bytes of the object.
@@ -587,8 +635,12 @@ pub trait StateStore: fmt::Debug + Send + Sync + 'static {
     /// Remembers parts of an upload.
     async fn save_parts(&self, upload: &UploadId, parts: &[Part]) -> Result<()>;
 
-    /// The remembered parts of an upload, by number.
-    async fn parts(&self, upload: &UploadId) -> Result<Vec<Part>>;
+    /// The remembered parts of an upload among these, by number.
+    async fn parts(&self, upload: &UploadId, numbers: RangeInclusive<u32>) -> Result<Vec<Part>>;
+
+    /// Notes that these parts are saved, and tells whether all of `1..=total` are. Whoever notes the last one is told so;
+    /// others may be, too.
+    async fn parts_complete(&self, upload: &UploadId, saved: &[u32], total: u32) -> Result<bool>;
 
     /// Forgets the parts of an upload that ended.
     async fn forget_parts(&self, upload: &UploadId) -> Result<()>;

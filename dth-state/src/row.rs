@@ -4,7 +4,7 @@ use dth_core::{
     checksum::Checksum,
     error::{Error, ErrorKind, Op, Result},
     object::VersionId,
-    state::{Failure, Record, RunState, Status, UploadRecord, Verified},
+    state::{Failure, Record, RunState, Status, UploadRecord, Verified, Waiting},
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -26,6 +26,8 @@ pub(crate) struct More {
     pub(crate) failure: Option<Failure>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) not_carried: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) waiting: Vec<Waiting>,
 }
 
 impl More {
@@ -38,6 +40,7 @@ impl More {
             uploads_since: record.uploads_since,
             failure: record.failure.clone(),
             not_carried: record.not_carried.clone(),
+            waiting: record.waiting.clone(),
         }
     }
 

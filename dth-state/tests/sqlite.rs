@@ -86,7 +86,7 @@ async fn receivers_wait_for_other_processes() {
 }
 
 fn end(pack: &PackId, index: u32) -> JobEnd {
-    JobEnd { origin: Some(Origin(pack.clone(), index)), outcome: Outcome::Copied, bytes: 10 }
+    JobEnd { run: RunId::new("r"), origin: Origin(pack.clone(), index), outcome: Outcome::Copied, bytes: 10 }
 }
 
 /// An older epoch writes nothing, a wrong version conflicts, and a job counts once.
@@ -102,7 +102,7 @@ async fn commits_are_fenced_versioned_and_counted_once() {
     assert_eq!((first.fence.incarnation, second.fence.epoch), (second.fence.incarnation, 2));
     let mut record = Record::new(key.clone(), run.clone(), Status::Done, SystemEnv.now());
     record.destination = Some(ETag::new("e"));
-    let write = |record: &Record| [RecordWrite { record: record.clone(), end: Some(end(&pack, 9)) }];
+    let write = |record: &Record| [RecordWrite { record: record.clone(), ends: vec![end(&pack, 9)] }];
     assert_eq!(a.commit(&first.fence, &write(&record)).await.unwrap(), Committed::Fenced);
     assert_eq!(b.records(std::slice::from_ref(&key)).await.unwrap(), [None]);
     assert_eq!(b.commit(&second.fence, &write(&record)).await.unwrap(), Committed::Written(vec![WriteResult::Applied(1)]));
@@ -149,7 +149,7 @@ async fn records_and_parts_round_trip() {
             let mut record = Record::new(key.clone(), RunId::new("r"), Status::Skipped, SystemEnv.now());
             record.not_carried = vec!["tags".into()];
             record.updated = jiff_ms(record.updated);
-            RecordWrite { record, end: None }
+            RecordWrite { record, ends: Vec::new() }
         })
         .collect();
     state.commit(&claim.fence, &writes).await.unwrap();
@@ -159,9 +159,9 @@ async fn records_and_parts_round_trip() {
     let upload = UploadId::new("u");
     let part = Part { number: 2, size: 7, etag: ETag::new("e"), opaque_etag: true, checksum: None };
     state.save_parts(&upload, std::slice::from_ref(&part)).await.unwrap();
-    assert_eq!(state.parts(&upload).await.unwrap(), [part]);
+    assert_eq!(state.parts(&upload, 1..=10).await.unwrap(), [part]);
     state.forget_parts(&upload).await.unwrap();
-    assert!(state.parts(&upload).await.unwrap().is_empty());
+    assert!(state.parts(&upload, 1..=10).await.unwrap().is_empty());
 }
 
 fn jiff_ms(at: jiff::Timestamp) -> jiff::Timestamp {

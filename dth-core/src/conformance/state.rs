@@ -7,8 +7,9 @@ use crate::{
     object::{ETag, ObjectKey, VersionId},
     sink::{Part, UploadId},
     state::{
-        Advance, Claim, Committed, Failure, Fence, FinderTotals, JobEnd, Origin, OutboxPack, Outcome, PackId, Record, RecordQuery,
-        RecordWrite, Run, RunId, RunState, Shard, SourceVersion, Status, Tally, UploadRecord, Verified, WriteResult,
+        Advance, Claim, Committed, Failure, Fence, FinderTotals, JobEnd, Origin, OutboxPack, Outcome, PackId, PartChecks, Record,
+        RecordQuery, RecordWrite, Run, RunId, RunState, Shard, SharedUpload, SourceVersion, Status, Tally, UploadRecord, Verified, Waiting,
+        WriteResult,
     },
 };
 use jiff::Timestamp;
@@ -21,6 +22,7 @@ promises! { $ state, StateBench, conformance_state:
     a_job_counts_once
     records_are_listed_in_pages
     parts_are_kept_and_forgotten
+    the_last_parts_are_known_as_such
     a_run_starts_once
     runs_are_listed_youngest_first
     a_run_moves_from_where_it_is
@@ -59,7 +61,7 @@ impl StateBench {
     }
 
     async fn write(&self, fence: &Fence, record: Record, end: Option<JobEnd>) -> Result<WriteResult, Broken> {
-        match self.state.commit(fence, &[RecordWrite { record, end }]).await? {
+        match self.state.commit(fence, &[RecordWrite { record, ends: end.into_iter().collect() }]).await? {
             Committed::Written(mut results) if results.len() == 1 => Ok(results.remove(0)),
             other => Err(Broken(format!("one write was answered by {other:?}"))),
         }
@@ -81,16 +83,19 @@ impl StateBench {
 /// Every field of a record survives.
 pub async fn a_record_comes_back_as_written(bench: &StateBench) -> Checked {
     let source = SourceVersion { etag: Some(ETag::new("e-2")), size: 1 << 40, version: Some(VersionId::new("v1")) };
+    let checks = PartChecks { parity: true, algorithms: vec![Algorithm::Md5], judge: Some(Algorithm::Md5) };
+    let shared = SharedUpload { checks, closer: Some(pack("closer")), wrong: vec![ETag::new("w")] };
     let written = Record {
         source: Some(source.clone()),
         destination: Some(ETag::new("d")),
         checksum: Some(Checksum { algorithm: Algorithm::Crc64Nvme, value: vec![1, 2, 3, 4, 5, 6, 7, 8] }),
         verified: Some(Verified::Source(Algorithm::Md5)),
-        upload: Some(UploadRecord { id: Some(UploadId::new("u")), part_size: 5 << 20, source }),
+        upload: Some(UploadRecord { id: Some(UploadId::new("u")), part_size: 5 << 20, source, shared: Some(shared) }),
         uploads_since: Some(at(1)),
         attempts: 3,
         failure: Some(Failure { kind: ErrorKind::Denied, text: "no\nway 🦀".into() }),
         not_carried: vec!["tags".into()],
+        waiting: vec![Waiting { run: RunId::new("r"), origin: Origin(pack("w"), 7) }],
         ..record("é\n%2F+ \u{1}🦀")
     };
     let claim = bench.claim("p", "k").await?;
@@ -108,7 +113,7 @@ pub async fn a_commit_of_an_older_delivery_is_refused_whole(bench: &StateBench) 
     let first = bench.claim("p", "k").await?;
     let second = bench.claim("p", "k").await?;
     hold!(second.fence.epoch > first.fence.epoch, "epochs {} and {}", first.fence.epoch, second.fence.epoch);
-    let late = bench.state.commit(&first.fence, &[RecordWrite { record: record("k"), end: None }]).await?;
+    let late = bench.state.commit(&first.fence, &[RecordWrite { record: record("k"), ends: Vec::new() }]).await?;
     hold!(late == Committed::Fenced, "a superseded delivery was answered {late:?}");
     hold!(bench.record("k").await?.is_none(), "and it wrote");
     let empty = bench.state.commit(&first.fence, &[]).await?;
@@ -124,8 +129,8 @@ pub async fn a_commit_of_an_older_delivery_is_refused_whole(bench: &StateBench) 
 pub async fn records_are_replaced_by_version(bench: &StateBench) -> Checked {
     let claim = bench.claim("p", "k").await?;
     hold!(bench.write(&claim.fence, record("k"), None).await? == WriteResult::Applied(1), "the first write");
-    let stale = RecordWrite { record: Record { attempts: 9, ..record("k") }, end: None };
-    let fresh = RecordWrite { record: record("other"), end: None };
+    let stale = RecordWrite { record: Record { attempts: 9, ..record("k") }, ends: Vec::new() };
+    let fresh = RecordWrite { record: record("other"), ends: Vec::new() };
     let Committed::Written(results) = bench.state.commit(&claim.fence, &[stale, fresh]).await? else {
         return Err(Broken("the delivery was refused".into()));
     };
@@ -144,7 +149,7 @@ pub async fn a_claim_tells_what_is_known(bench: &StateBench) -> Checked {
     let jobs: Vec<_> = ["a", "b", "c"].iter().enumerate().map(|(i, k)| (ObjectKey::new(*k), Some(Origin(pack("p"), i as u32)))).collect();
     let claim = bench.state.claim(&pack("p"), Some(&RunId::new("run")), 1, &jobs).await?;
     hold!(claim.ended == [false; 3] && claim.records.iter().all(Option::is_none), "of new jobs it knows {claim:?}");
-    let end = JobEnd { origin: Some(Origin(pack("p"), 1)), outcome: Outcome::Copied, bytes: 1 };
+    let end = JobEnd { run: RunId::new("run"), origin: Origin(pack("p"), 1), outcome: Outcome::Copied, bytes: 1 };
     bench.write(&claim.fence, record("b"), Some(end)).await?;
     let claim = bench.state.claim(&pack("p"), Some(&RunId::new("run")), 2, &jobs).await?;
     hold!(claim.ended == [false, true, false], "ended: {:?}", claim.ended);
@@ -155,7 +160,7 @@ pub async fn a_claim_tells_what_is_known(bench: &StateBench) -> Checked {
 /// However often the end of a job is written, by whichever message, its run counts it once.
 pub async fn a_job_counts_once(bench: &StateBench) -> Checked {
     let id = bench.started().await?;
-    let end = || Some(JobEnd { origin: Some(Origin(pack("p"), 0)), outcome: Outcome::Copied, bytes: 10 });
+    let end = || Some(JobEnd { run: RunId::new("run"), origin: Origin(pack("p"), 0), outcome: Outcome::Copied, bytes: 10 });
     let first = bench.claim("p", "k").await?;
     bench.write(&first.fence, record("k"), end()).await?;
     let again = bench.claim("p", "k").await?;
@@ -165,11 +170,22 @@ pub async fn a_job_counts_once(bench: &StateBench) -> Checked {
     bench.write(&alone.fence, Record { version: 2, ..record("k") }, end()).await?;
     let counted = bench.state.run(&id).await?.outcomes;
     hold!(counted.len() == 1 && counted.get("copied") == Some(&Tally { objects: 1, bytes: 10 }), "counted {counted:?}");
+    // One write may end several jobs, of several runs.
+    let other = Run::new(RunId::new("other"), at(0));
+    bench.state.start_run(&other, &[Shard::all()]).await?;
+    let both = bench.claim("both", "k").await?;
+    let end = |run: &RunId, index| JobEnd { run: run.clone(), origin: Origin(pack("both"), index), outcome: Outcome::Deleted, bytes: 3 };
+    let write = RecordWrite { record: Record { version: 3, ..record("k") }, ends: vec![end(&id, 1), end(&other.id, 2)] };
+    bench.state.commit(&both.fence, &[write]).await?;
+    for run in [&id, &other.id] {
+        let counted = bench.state.run(run).await?.outcome("deleted");
+        hold!(counted == Tally { objects: 1, bytes: 3 }, "run {run} counted {counted:?}");
+    }
     // What was not written does not count either.
-    let lost = JobEnd { origin: Some(Origin(pack("q"), 5)), outcome: Outcome::Copied, bytes: 10 };
+    let lost = JobEnd { run: RunId::new("run"), origin: Origin(pack("q"), 5), outcome: Outcome::Copied, bytes: 10 };
     let conflict = bench.write(&alone.fence, record("k"), Some(lost)).await?;
     hold!(matches!(conflict, WriteResult::Conflict(_)), "a stale version was answered {conflict:?}");
-    hold!(bench.state.run(&id).await?.ended_jobs() == 1, "a write that was refused was counted");
+    hold!(bench.state.run(&id).await?.ended_jobs() == 2, "a write that was refused was counted");
     Ok(Verdict::Held)
 }
 
@@ -215,12 +231,43 @@ pub async fn parts_are_kept_and_forgotten(bench: &StateBench) -> Checked {
     bench.state.save_parts(&ours, &[part(2, "b"), part(10, "c")]).await?;
     bench.state.save_parts(&ours, &[part(1, "a"), part(2, "again")]).await?;
     bench.state.save_parts(&other, &[part(3, "x")]).await?;
-    let parts = bench.state.parts(&ours).await?;
+    let parts = bench.state.parts(&ours, 1..=10_000).await?;
     hold!(parts == [part(1, "a"), part(2, "again"), part(10, "c")], "kept {parts:?}");
+    let some = bench.state.parts(&ours, 2..=9).await?;
+    hold!(some == [part(2, "again")], "of those from 2 to 9: {some:?}");
     bench.state.forget_parts(&ours).await?;
-    hold!(bench.state.parts(&ours).await?.is_empty(), "forgotten parts are there");
-    hold!(bench.state.parts(&other).await?.len() == 1, "the parts of another upload were forgotten");
+    hold!(bench.state.parts(&ours, 1..=10_000).await?.is_empty(), "forgotten parts are there");
+    hold!(bench.state.parts(&other, 1..=10_000).await?.len() == 1, "the parts of another upload were forgotten");
     Ok(Verdict::Held)
+}
+
+/// Whoever saves the last parts of an upload is told so, nobody is told too early, and all 10,000 parts can be counted.
+pub async fn the_last_parts_are_known_as_such(bench: &StateBench) -> Checked {
+    let part = |number| Part { number, size: 7, etag: ETag::new("e"), opaque_etag: false, checksum: None };
+    for (name, total, orders) in [("few", 5, [vec![5], vec![2, 3], vec![1, 2], vec![4]]), ("many", 10_000, many_parts())] {
+        let upload = UploadId::new(name);
+        let last = orders.len() - 1;
+        for (n, numbers) in orders.into_iter().enumerate() {
+            for some in numbers.chunks(2000) {
+                bench.state.save_parts(&upload, &some.iter().map(|n| part(*n)).collect::<Vec<_>>()).await?;
+            }
+            // Answers get lost: it is asked twice.
+            for _ in 0..2 {
+                let complete = bench.state.parts_complete(&upload, &numbers, total).await?;
+                hold!(complete == (n == last), "{name}: with step {n} of {last} it is said to be complete: {complete}");
+            }
+        }
+        hold!(bench.state.parts(&upload, 1..=10_000).await?.len() == total as usize, "{name}: not all parts are kept");
+        bench.state.forget_parts(&upload).await?;
+        hold!(!bench.state.parts_complete(&upload, &[1], total).await?, "{name}: complete after it was forgotten");
+    }
+    Ok(Verdict::Held)
+}
+
+/// Every number up to 10,000 in four steps.
+fn many_parts() -> [Vec<u32>; 4] {
+    let all = |rest: u32| (1..=10_000).filter(|n| n % 4 == rest).collect();
+    [all(3), all(0), all(2), all(1)]
 }
 
 /// A run's id is taken once; a run that was never begun is not found.

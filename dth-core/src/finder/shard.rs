@@ -156,13 +156,9 @@ impl Inner {
             walk.totals.extra_queued += tally(&entry);
             let job = Job {
                 key: key.clone(),
-                size: entry.size,
                 etag: None,
-                destination: entry.etag.clone().map_or(Seen::Unknown, Seen::Present),
                 action: Action::Delete,
-                overwrite: Overwrite::Always,
-                attempts: 0,
-                origin: None,
+                ..Job::copy(&entry, entry.etag.clone().map_or(Seen::Unknown, Seen::Present))
             };
             if let Some(jobs) = walk.held_packer.push(job) {
                 walk.ready.held.push(jobs);

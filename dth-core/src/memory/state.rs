@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ops::Bound,
+    ops::{Bound, RangeInclusive},
     sync::{Mutex, MutexGuard},
 };
 
@@ -74,11 +74,11 @@ impl State {
         origin.is_some_and(|Origin(pack, index)| self.packs.get(pack).is_some_and(|p| p.ended.contains(index)))
     }
 
-    fn count(&mut self, run: &RunId, end: &JobEnd) {
-        let Some(Origin(pack, index)) = &end.origin else { return };
+    fn count(&mut self, end: &JobEnd) {
+        let Origin(pack, index) = &end.origin;
         let first = self.packs.entry(pack.clone()).or_default().ended.insert(*index);
         if (first || wrong(Bug::OutcomeCountedTwice))
-            && let Some(row) = self.runs.get_mut(run)
+            && let Some(row) = self.runs.get_mut(&end.run)
         {
             *row.run.outcomes.entry(end.outcome.label()).or_default() += Tally::one(end.bytes);
         }
@@ -141,8 +141,8 @@ impl StateStore for MemoryState {
             let mut record = write.record.clone();
             record.version += 1;
             results.push(WriteResult::Applied(record.version));
-            if let Some(end) = &write.end {
-                state.count(&record.run, end);
+            for end in &write.ends {
+                state.count(end);
             }
             let forget = self.forget_done && matches!(record.status, Status::Done | Status::Deleted) && record.uploads_since.is_none();
             if forget {
@@ -161,8 +161,12 @@ impl StateStore for MemoryState {
         Ok(())
     }
 
-    async fn parts(&self, upload: &UploadId) -> Result<Vec<Part>> {
-        Ok(self.lock().parts.get(upload).map(|p| p.values().cloned().collect()).unwrap_or_default())
+    async fn parts(&self, upload: &UploadId, numbers: RangeInclusive<u32>) -> Result<Vec<Part>> {
+        Ok(self.lock().parts.get(upload).map(|p| p.range(numbers).map(|(_, part)| part.clone()).collect()).unwrap_or_default())
+    }
+
+    async fn parts_complete(&self, upload: &UploadId, _: &[u32], total: u32) -> Result<bool> {
+        Ok(self.lock().parts.get(upload).is_some_and(|p| p.range(1..=total).count() == total as usize))
     }
 
     async fn forget_parts(&self, upload: &UploadId) -> Result<()> {

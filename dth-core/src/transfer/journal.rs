@@ -1,5 +1,6 @@
 //! What one job writes down while it runs: the record of its key, each write fenced and by version.
 
+use super::Giants;
 use crate::{
     env::SharedEnv,
     error::{Error, ErrorKind, Op, Result},
@@ -7,10 +8,11 @@ use crate::{
     proof::{Branch, Bug, reached, wrong},
     retry::RetryPolicy,
     sink::{Part, UploadId},
-    state::{Committed, Fence, Record, RecordWrite, RunId, SourceVersion, StateStore, Status, WriteResult},
+    state::{Committed, Fence, Origin, Record, RecordWrite, RunId, SourceVersion, StateStore, Status, Waiting, WriteResult},
 };
 use jiff::Timestamp;
 use std::{
+    ops::RangeInclusive,
     sync::{Mutex, MutexGuard},
     time::Duration,
 };
@@ -70,20 +72,52 @@ pub struct Journal<'a> {
     attempts: u32,
     pub(super) parity: Parity,
     not_carried: Vec<String>,
+    /// Which objects may be handed out in parts.
+    giants: Option<Giants>,
+    /// The job itself, where a run counts it.
+    waiting: Option<Waiting>,
 }
 
 impl<'a> Journal<'a> {
     /// A journal under a fence, from the record that the claim answered.
     pub fn new(tenure: &'a Tenure<'a>, run: RunId, key: &ObjectKey, known: Option<Record>, attempts: u32, now: Timestamp) -> Self {
         let record = known.unwrap_or_else(|| Record::new(key.clone(), run.clone(), Status::Started, now));
-        Self { store: Some(tenure), record, run, attempts, parity: Parity::default(), not_carried: Vec::new() }
+        let mut parity = Parity::default();
+        for wrong in record.upload.iter().filter_map(|u| u.shared.as_ref()).flat_map(|s| &s.wrong) {
+            parity.failed(Some(wrong.clone()));
+        }
+        Self { store: Some(tenure), record, run, attempts, parity, not_carried: Vec::new(), giants: None, waiting: None }
+    }
+
+    /// Lets these objects be handed out in parts; the job, which counts there, ends with the object then.
+    pub(crate) fn with_giants(mut self, giants: Option<Giants>, origin: Option<Origin>) -> Self {
+        self.giants = giants;
+        self.waiting = origin.map(|origin| Waiting { run: self.run.clone(), origin });
+        self
+    }
+
+    /// Writes down that the job ends with the object.
+    pub(super) fn wait(&self, record: &mut Record) {
+        let waiting = self.waiting.iter().filter(|_| !wrong(Bug::WaitingForgotten));
+        for job in waiting.filter(|job| !self.record.waiting.contains(job)) {
+            record.waiting.push(job.clone());
+        }
+    }
+
+    /// Whether an object of this size is to be handed out, and how.
+    pub(super) fn giant(&self, size: u64) -> Option<Giants> {
+        self.giants.filter(|giants| size >= giants.least)
+    }
+
+    pub(super) fn attempts(&self) -> u32 {
+        self.attempts
     }
 
     /// A journal that keeps nothing: an interrupted upload cannot be resumed.
     pub fn detached(key: &ObjectKey, now: Timestamp) -> Self {
         let run = RunId::new("");
         let record = Record::new(key.clone(), run.clone(), Status::Started, now);
-        Self { store: None, record, run, attempts: 1, parity: Parity::default(), not_carried: Vec::new() }
+        Self { store: None, record, run, attempts: 1, parity: Parity::default(), not_carried: Vec::new(), giants: None, waiting: None }
     }
 
     /// The record as it is known to be stored.
@@ -121,7 +155,7 @@ impl<'a> Journal<'a> {
             self.record = record;
             return Ok(());
         };
-        let write = [RecordWrite { record: record.clone(), end: None }];
+        let write = [RecordWrite { record: record.clone(), ends: Vec::new() }];
         let committed = retry.run(&**env, || store.commit(fence, &write)).await?;
         let lost = || Error::new(ErrorKind::Conflict, Op::SaveState, record.key.to_string());
         match committed {
@@ -187,9 +221,31 @@ impl<'a> Journal<'a> {
         retry.run(&**env, || store.save_parts(upload, &parts)).await
     }
 
-    pub(super) async fn parts(&self, upload: &UploadId, retry: &RetryPolicy, env: &SharedEnv) -> Result<Vec<Part>> {
+    pub(super) async fn parts(
+        &self,
+        upload: &UploadId,
+        numbers: RangeInclusive<u32>,
+        retry: &RetryPolicy,
+        env: &SharedEnv,
+    ) -> Result<Vec<Part>> {
         let Some(Tenure { store, .. }) = self.store else { return Ok(Vec::new()) };
-        retry.run(&**env, || store.parts(upload)).await
+        retry.run(&**env, || store.parts(upload, numbers.clone())).await
+    }
+
+    /// Notes saved parts; whether all are.
+    pub(super) async fn parts_complete(
+        &self,
+        upload: &UploadId,
+        saved: &[u32],
+        total: u32,
+        retry: &RetryPolicy,
+        env: &SharedEnv,
+    ) -> Result<bool> {
+        let Some(Tenure { store, .. }) = self.store else { return Ok(false) };
+        if wrong(Bug::LastPartsUnseen) {
+            return Ok(saved.contains(&total));
+        }
+        retry.run(&**env, || store.parts_complete(upload, saved, total)).await
     }
 
     pub(super) async fn forget_parts(&self, upload: &UploadId, retry: &RetryPolicy, env: &SharedEnv) -> Result<()> {

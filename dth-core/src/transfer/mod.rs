@@ -4,12 +4,14 @@
 //! Nothing here knows queues or packs; [`Transfer`] serves the worker and `copy_one` alike.
 
 mod check;
+mod giant;
 mod journal;
 mod multipart;
 mod publish;
 mod single;
 mod tee;
 
+pub(crate) use giant::Giants;
 pub(crate) use journal::is_same;
 pub use journal::{Journal, Tenure};
 
@@ -17,13 +19,13 @@ use crate::{
     env::SharedEnv,
     error::{Error, ErrorKind, Op, Result},
     index::ListRequest,
-    job::{Action, Job, Overwrite, Seen},
+    job::{Action, Job, JobParts, Overwrite, Seen},
     key_map::KeyMap,
     limit::{AdaptiveLimit, AdaptivePermit, AdaptiveSettings, MemoryBudget, RateLimit},
     object::{ETag, Entry, EtagKind, ObjectInfo, ObjectKey},
     proof::{Branch, Bug, reached, wrong},
     retry::RetryPolicy,
-    sink::{Condition, PutOptions, Sink},
+    sink::{Condition, PutOptions, Sink, UploadId},
     source::{Read, ReadOptions, ReadRange, Source},
     state::{Failure, Outcome, Record, SkipReason, SourceVersion, Status, Verified},
 };
@@ -114,6 +116,20 @@ pub struct Ended {
     pub bytes: u64,
     /// What to record.
     pub record: Record,
+    /// An upload that is complete: its parts may be forgotten once the record is durable.
+    pub(crate) filled: Option<UploadId>,
+}
+
+/// What one delivery of a job came to.
+#[derive(Debug)]
+pub(crate) enum Work {
+    Ended(Box<Ended>),
+    /// The object goes on as jobs of its parts, to be sent before the message is acknowledged.
+    HandedOut(Vec<JobParts>),
+    /// Another message goes on with the object, or there is nothing left to do.
+    Passed,
+    /// The object's own job is to be sent again before the message is acknowledged.
+    Again,
 }
 
 /// One try at an object.
@@ -121,6 +137,8 @@ enum Attempt {
     Ended(Box<Ended>),
     /// The source is another version now, or the destination another object: start again from fresh looks.
     Changed,
+    /// Its parts are jobs now.
+    HandedOut(Vec<JobParts>),
 }
 
 /// Fresh starts on a moving object before the job goes back to the queue.
@@ -163,9 +181,14 @@ impl Transfer {
     ///
     /// Dropping it at any await is safe: what was published is whole, and an upload under way is in the journal.
     pub async fn run(&self, job: &Job, journal: &mut Journal<'_>) -> Result<Ended> {
+        whole(job, self.work(job, journal).await?)
+    }
+
+    /// As [`run`](Self::run); where the journal allows it, a giant goes out in parts.
+    pub(crate) async fn work(&self, job: &Job, journal: &mut Journal<'_>) -> Result<Work> {
         let key = self.keys.to_destination(&job.key);
         if !self.sink.carries(&key) {
-            return Ok(self.skipped(journal, SkipReason::Unrepresentable, job.size.unwrap_or(0)));
+            return Ok(Work::Ended(Box::new(self.skipped(journal, SkipReason::Unrepresentable, job.size.unwrap_or(0)))));
         }
         match job.action {
             Action::Delete => self.delete(job, &key, journal).await,
@@ -176,14 +199,14 @@ impl Transfer {
         }
     }
 
-    async fn copy(&self, job: &Job, key: &ObjectKey, journal: &mut Journal<'_>) -> Result<Ended> {
+    async fn copy(&self, job: &Job, key: &ObjectKey, journal: &mut Journal<'_>) -> Result<Work> {
         if let Some(ended) = self.already_recorded(job, key, journal).await? {
-            return Ok(ended);
+            return Ok(Work::Ended(Box::new(ended)));
         }
         if job.action == Action::Adopt
             && let Some(ended) = self.adopt(job, key, journal).await?
         {
-            return Ok(ended);
+            return Ok(Work::Ended(Box::new(ended)));
         }
         let mut condition = job.destination.condition();
         let mut tries = 0;
@@ -194,12 +217,13 @@ impl Transfer {
                 None => Condition::still(self.look(key).await?.as_ref().and_then(|i| i.entry.etag.as_ref())),
             };
             match self.attempt(job, key, &held, journal).await {
-                Ok(Attempt::Ended(ended)) => return Ok(*ended),
+                Ok(Attempt::Ended(ended)) => return Ok(Work::Ended(ended)),
+                Ok(Attempt::HandedOut(parts)) => return Ok(Work::HandedOut(parts)),
                 // Somebody else wrote the destination since it was listed.
                 Ok(Attempt::Changed) if job.overwrite != Overwrite::Always && self.look(key).await?.is_some() => {
                     self.drop_upload(job, journal).await?;
                     let reason = if job.overwrite == Overwrite::Never { SkipReason::Exists } else { SkipReason::Newer };
-                    return Ok(self.skipped(journal, reason, job.size.unwrap_or(0)));
+                    return Ok(Work::Ended(Box::new(self.skipped(journal, reason, job.size.unwrap_or(0)))));
                 }
                 Ok(Attempt::Changed) => {
                     reached(Branch::DestinationChanged);
@@ -383,6 +407,7 @@ impl Transfer {
             outcome: Outcome::AlreadyCurrent,
             bytes: job.size.unwrap_or(0),
             record: journal.next(Status::Done, self.env.now()),
+            filled: None,
         }))
     }
 
@@ -458,7 +483,7 @@ impl Transfer {
                 reached(Branch::Vanished);
                 self.drop_upload(job, journal).await?;
                 let record = Record { source: None, destination: None, ..journal.next(Status::Cancelled, self.env.now()) };
-                Ok(Ended { outcome: Outcome::Cancelled, bytes: job.size.unwrap_or(0), record })
+                Ok(Ended { outcome: Outcome::Cancelled, bytes: job.size.unwrap_or(0), record, filled: None })
             }
             ErrorKind::Archived | ErrorKind::Unrepresentable => {
                 self.drop_upload(job, journal).await?;
@@ -469,7 +494,9 @@ impl Transfer {
     }
 
     fn skipped(&self, journal: &Journal<'_>, reason: SkipReason, bytes: u64) -> Ended {
-        Ended { outcome: Outcome::Skipped(reason), bytes, record: journal.next(Status::Skipped, self.env.now()) }
+        // An upload of another job may be under way: this one has nothing to say about it.
+        let status = if journal.record().upload.is_some() { Status::Started } else { Status::Skipped };
+        Ended { outcome: Outcome::Skipped(reason), bytes, record: journal.next(status, self.env.now()), filled: None }
     }
 
     fn done(
@@ -488,24 +515,28 @@ impl Transfer {
         record.verified = Some(verified);
         record.upload = None;
         record.failure = None;
-        Ended { outcome, bytes: source.size.unwrap_or(0), record }
+        Ended { outcome, bytes: source.size.unwrap_or(0), record, filled: None }
     }
 
     /// The record of a job that is given up.
     pub fn failed(&self, job: &Job, error: &Error, journal: &Journal<'_>) -> Ended {
         let mut record = journal.next(Status::Failed, self.env.now());
         record.failure = Some(Failure { kind: error.kind(), text: error.chain() });
-        Ended { outcome: Outcome::Failed(error.kind()), bytes: job.size.unwrap_or(0), record }
+        Ended { outcome: Outcome::Failed(error.kind()), bytes: job.size.unwrap_or(0), record, filled: None }
     }
 
-    async fn delete(&self, job: &Job, key: &ObjectKey, journal: &mut Journal<'_>) -> Result<Ended> {
+    async fn delete(&self, job: &Job, key: &ObjectKey, journal: &mut Journal<'_>) -> Result<Work> {
         let retry = self.settings.retry;
         // I5: never delete what the source holds.
         match retry.run(&*self.env, || self.source.head(&job.key, None)).await {
             _ if wrong(Bug::DeleteUnseen) => {}
             Ok(info) => {
                 reached(Branch::DeleteRefused);
-                return Ok(self.skipped(journal, SkipReason::SourceExists, info.entry.size.unwrap_or(0)));
+                if journal.record().upload.is_none() && !journal.record().waiting.is_empty() {
+                    // An earlier delivery has thrown the upload away that jobs wait for: it is for us now to bring the object.
+                    return self.copy(&Job { action: Action::Copy, ..job.anew() }, key, journal).await;
+                }
+                return Ok(Work::Ended(Box::new(self.skipped(journal, SkipReason::SourceExists, info.entry.size.unwrap_or(0)))));
             }
             Err(error) if error.kind() == ErrorKind::NotFound => self.confirm_gone(&job.key, &error).await?,
             Err(error) => return Err(error),
@@ -527,7 +558,7 @@ impl Transfer {
         };
         let status = if outcome == Outcome::Deleted { Status::Deleted } else { Status::Skipped };
         let record = Record { source: None, destination: None, ..journal.next(status, self.env.now()) };
-        Ok(Ended { outcome, bytes: job.size.unwrap_or(0), record })
+        Ok(Work::Ended(Box::new(Ended { outcome, bytes: job.size.unwrap_or(0), record, filled: None })))
     }
 
     /// Leaves first, each only if the sink lacks it. Children have no jobs of their own: they count with their root.
@@ -551,7 +582,7 @@ impl Transfer {
                 let job = Job::copy(&child, seen);
                 self.children_first(&job, depth + 1).await?;
                 let mut journal = Journal::detached(&child.key, self.env.now());
-                let ended = match self.copy(&job, &key, &mut journal).await {
+                let ended = match self.copy(&job, &key, &mut journal).await.and_then(|work| whole(&job, work)) {
                     Ok(ended) => ended,
                     Err(error) => {
                         self.drop_upload(&job, &mut journal).await?;
@@ -627,6 +658,14 @@ impl Transfer {
 
     fn name_of(&self, key: &ObjectKey) -> String {
         format!("{}/{key}", self.sink.name())
+    }
+}
+
+/// Of an object that was not to be handed out.
+fn whole(job: &Job, work: Work) -> Result<Ended> {
+    match work {
+        Work::Ended(ended) => Ok(*ended),
+        _ => Err(Error::new(ErrorKind::Internal, Op::Transfer, job.key.to_string()).with_source("handed out without leave")),
     }
 }
 

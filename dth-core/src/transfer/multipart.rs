@@ -5,6 +5,7 @@
 use super::{
     Attempt, Journal, Transfer,
     check::{Expected, corrupt},
+    giant::hand_out,
     note,
     publish::Published,
     single::STREAM_WINDOW,
@@ -20,29 +21,34 @@ use crate::{
     proof::{Branch, Bug, reached, wrong},
     sink::{Body, Condition, MultipartLimits, Part, PutOptions, UploadId},
     source::{ByteStream, CopyOrigin, Read, ReadOptions, ReadRange},
-    state::{Record, SkipReason, SourceVersion, Status, UploadRecord, Verified},
+    state::{PartChecks, Record, SharedUpload, SkipReason, SourceVersion, Status, UploadRecord, Verified},
 };
 use futures_util::{StreamExt, stream};
-use std::{collections::BTreeMap, ops::Range, sync::Mutex};
+use std::{
+    collections::BTreeMap,
+    ops::{Range, RangeInclusive},
+    sync::Mutex,
+};
 
 /// How the parts of one object are made and checked.
-struct Layout {
-    plan: PartPlan,
-    /// Parts are those of the source, and both stores build etags from MD5: the etag of the whole must come out the same.
-    parity: bool,
-    /// What is taken over each part on its way.
-    algorithms: Vec<Algorithm>,
-    /// Which of these is remembered with a part, to judge the whole: MD5 where the source's etag is the MD5 of its parts'
-    /// MD5 values and nothing else shows whether we read right; otherwise one that combines.
-    judge: Option<Algorithm>,
+pub(super) struct Layout {
+    pub(super) plan: PartPlan,
+    pub(super) checks: PartChecks,
 }
 
 /// Where part bytes come from.
-enum From<'a> {
+pub(super) enum From<'a> {
     /// Through us, with what the first request already brought.
     Body { first: Mutex<Option<(Range<u64>, ByteStream, AdaptivePermit)>> },
     /// From inside the store.
     Inside(&'a CopyOrigin),
+}
+
+impl From<'_> {
+    /// Through us, from requests that are still to be made.
+    pub(super) const fn nothing_yet() -> Self {
+        Self::Body { first: Mutex::new(None) }
+    }
 }
 
 impl Transfer {
@@ -137,7 +143,7 @@ impl Transfer {
         let asked;
         let mut info = info;
         let mut layout = self.layout(info, first_len, &limits, journal);
-        if layout.as_ref().is_ok_and(|l| !l.parity && l.judge != Some(Algorithm::Md5)) && matches!(from, From::Body { .. }) {
+        if layout.as_ref().is_ok_and(|l| !l.checks.parity && l.checks.judge != Some(Algorithm::Md5)) && matches!(from, From::Body { .. }) {
             match self.ask_for_checksum(info).await? {
                 Some(now) if now.entry.etag != info.entry.etag => return Ok(Attempt::Changed),
                 Some(now) => {
@@ -153,26 +159,29 @@ impl Transfer {
             return Ok(Attempt::Ended(Box::new(self.skipped(journal, SkipReason::Unrepresentable, size))));
         };
         let options = self.put_options(info, journal, matches!(from, From::Inside(_))).await?;
-        let (upload, have) = self.upload(key, info, &layout, &limits, &options, journal).await?;
+        let shareable = limits.list_parts && layout.plan.count() > 1 && matches!(from, From::Body { .. });
+        let giant = journal.giant(size).filter(|_| shareable);
+        let (upload, mut have) = self.upload(key, info, &layout, &limits, &options, giant.is_some(), journal).await?;
+        let numbers = 1..=layout.plan.count();
+        if let Some(giants) = giant {
+            // The first part is being read already.
+            let first = self.fill(job, key, info, &layout, &upload, 1..=1, have.clone(), &from, journal).await;
+            match first {
+                Ok(parts) => have.extend(parts.into_iter().map(|(part, _)| (part.number, part))),
+                Err(error) => return self.not_filled(job, error, journal).await,
+            }
+            let saved: Vec<u32> = have.keys().copied().collect();
+            let complete = journal.parts_complete(&upload, &saved, layout.plan.count(), &self.settings.retry, &self.env).await?;
+            if !complete {
+                reached(Branch::GiantHandedOut);
+                let missing = numbers.filter(|number| !have.contains_key(number));
+                return Ok(Attempt::HandedOut(hand_out(&upload, missing, journal.attempts(), giants)));
+            }
+        }
         let all_inside = have.is_empty() && matches!(from, From::Inside(_));
-        let parts = match self.fill(job, key, info, &layout, &upload, have, &from, journal).await {
+        let parts = match self.fill(job, key, info, &layout, &upload, numbers, have, &from, journal).await {
             Ok(parts) => parts,
-            Err(error) if error.kind() == ErrorKind::Precondition => {
-                // T1: the source was overwritten while its parts were read.
-                reached(Branch::SourceChanged);
-                self.drop_upload(job, journal).await?;
-                return Ok(Attempt::Changed);
-            }
-            Err(error) if error.kind() == ErrorKind::NotFound && error.op() == Op::Read => {
-                return self.unreadable(job, error, journal).await.map(|e| Attempt::Ended(Box::new(e)));
-            }
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                // The upload ended under us: another worker completed or aborted it. If it did not, it does now.
-                reached(Branch::UploadEnded);
-                self.drop_upload(job, journal).await?;
-                return Ok(Attempt::Changed);
-            }
-            Err(error) => return Err(error),
+            Err(error) => return self.not_filled(job, error, journal).await,
         };
         let (expected, verified) = match self.judge_parts(info, &layout, &parts) {
             // Nothing came through us that could have been read wrong.
@@ -181,32 +190,72 @@ impl Transfer {
             Err(error) => {
                 // Only once its parts are gone: the same parts again would show the same wrong etag again.
                 self.drop_upload(job, journal).await?;
-                if layout.parity || layout.judge == Some(Algorithm::Md5) {
+                if layout.checks.parity || layout.checks.judge == Some(Algorithm::Md5) {
                     journal.parity.failed(parts_etag(&layout, &parts));
                 }
                 return Err(error);
             }
         };
         let parts: Vec<Part> = parts.into_iter().map(|(part, _)| part).collect();
-        let mut options = options;
+        let finished = self.finish(key, info, &upload, parts, options, held, expected, verified, journal).await?;
+        if matches!(finished, Attempt::Changed) {
+            self.drop_upload(job, journal).await?;
+        }
+        Ok(finished)
+    }
+
+    /// Parts could not be brought in: what that means for the object.
+    async fn not_filled(&self, job: &Job, error: Error, journal: &mut Journal<'_>) -> Result<Attempt> {
+        match error.kind() {
+            ErrorKind::Precondition => {
+                // T1: the source was overwritten while its parts were read.
+                reached(Branch::SourceChanged);
+                self.drop_upload(job, journal).await?;
+                Ok(Attempt::Changed)
+            }
+            ErrorKind::NotFound if error.op() == Op::Read => {
+                self.unreadable(job, error, journal).await.map(|e| Attempt::Ended(Box::new(e)))
+            }
+            ErrorKind::NotFound => {
+                // The upload ended under us: another worker completed or aborted it. If it did not, it does now.
+                reached(Branch::UploadEnded);
+                self.drop_upload(job, journal).await?;
+                Ok(Attempt::Changed)
+            }
+            _ => Err(error),
+        }
+    }
+
+    /// Makes an upload visible whose parts are in and judged. `Changed` leaves it as it is.
+    pub(super) async fn finish(
+        &self,
+        key: &ObjectKey,
+        info: &ObjectInfo,
+        upload: &UploadId,
+        parts: Vec<Part>,
+        mut options: PutOptions,
+        held: &Condition,
+        expected: Expected,
+        verified: Verified,
+        journal: &mut Journal<'_>,
+    ) -> Result<Attempt> {
+        let capability = self.sink.sink_capability();
         options.condition = self.effective(held);
         options.checksum =
             expected.checksum.clone().filter(|c| capability.verifies.contains(&c.algorithm) && !wrong(Bug::NoUploadChecksum));
         journal.about_to_publish(&info.entry, &self.settings.retry, &self.env).await?;
         let expected = Expected { replaces: held.etag().cloned(), ..expected };
-        match self.complete(key, &upload, &parts, &options, &expected).await? {
-            Published::Ours(etag) => {
-                if capability.tags_follow && !options.tags.is_empty() {
-                    self.settings.retry.run(&*self.env, || self.sink.put_tags(key, &options.tags)).await?;
-                }
-                journal.forget_parts(&upload, &self.settings.retry, &self.env).await?;
-                self.ended(key, info, expected, verified, Published::Ours(etag), journal).await
-            }
-            Published::Changed => {
-                self.drop_upload(job, journal).await?;
-                Ok(Attempt::Changed)
-            }
+        let Published::Ours(etag) = self.complete(key, upload, &parts, &options, &expected).await? else {
+            return Ok(Attempt::Changed);
+        };
+        if capability.tags_follow && !options.tags.is_empty() {
+            self.settings.retry.run(&*self.env, || self.sink.put_tags(key, &options.tags)).await?;
         }
+        let mut finished = self.ended(key, info, expected, verified, Published::Ours(etag), journal).await?;
+        if let Attempt::Ended(ended) = &mut finished {
+            ended.filled = Some(upload.clone());
+        }
+        Ok(finished)
     }
 
     /// Answers to ranged reads carry no checksum of the whole object; a header request brings it where the store has one.
@@ -247,7 +296,7 @@ impl Transfer {
             algorithms.sort_unstable();
             algorithms.dedup();
         }
-        Ok(Layout { plan, parity, algorithms, judge })
+        Ok(Layout { plan, checks: PartChecks { parity, algorithms, judge } })
     }
 
     /// The upload to fill: the recorded one when it is of this source version in this layout, else a new one.
@@ -258,6 +307,7 @@ impl Transfer {
         layout: &Layout,
         limits: &MultipartLimits,
         options: &PutOptions,
+        giant: bool,
         journal: &mut Journal<'_>,
     ) -> Result<(UploadId, BTreeMap<u32, Part>)> {
         let retry = self.settings.retry;
@@ -267,15 +317,26 @@ impl Transfer {
         let mut record = journal.next(Status::Started, now);
         record.source = Some(source.clone());
         record.destination = None;
+        if giant {
+            journal.wait(&mut record);
+        }
         if !wrong(Bug::UploadsUnnoted) {
             record.uploads_since = record.uploads_since.or(Some(now));
         }
-        if let Some(UploadRecord { id: Some(id), part_size, source: of }) = &known {
-            let same = limits.list_parts && *part_size == layout.plan.part_size && (*of == source || wrong(Bug::StaleUpload));
+        let wrong_etags = known.iter().filter_map(|u| u.shared.as_ref()).flat_map(|s| s.wrong.clone()).collect();
+        let shared = giant.then(|| SharedUpload { checks: layout.checks.clone(), closer: None, wrong: wrong_etags });
+        if let Some(UploadRecord { id: Some(id), part_size, source: of, shared: agreed }) = &known {
+            let alike = *part_size == layout.plan.part_size && agreed.as_ref().is_none_or(|s| s.checks == layout.checks);
+            let same = limits.list_parts && alike && (*of == source || wrong(Bug::StaleUpload));
             if !same {
                 reached(Branch::UploadOfOtherVersion);
             }
             if same {
+                if let Some(upload) = record.upload.as_mut() {
+                    // Whoever was to close it has lost it to us.
+                    let agreed = upload.shared.take().map(|shared| SharedUpload { closer: None, ..shared });
+                    upload.shared = agreed.or_else(|| shared.clone());
+                }
                 // Taking the record over stops an earlier owner at its next write (T10).
                 journal.save(record.clone(), &retry, &self.env).await?;
                 if let Some(have) = self.resumable(key, id, layout, journal).await? {
@@ -289,7 +350,8 @@ impl Transfer {
             }
         }
         // T2: anything else is thrown away, after the record says that nobody may continue it.
-        record.upload = Some(UploadRecord { id: None, part_size: layout.plan.part_size, source: source.clone() });
+        let mut upload = UploadRecord { id: None, part_size: layout.plan.part_size, source, shared };
+        record.upload = Some(upload.clone());
         journal.save(record, &retry, &self.env).await?;
         if let Some(id) = known.and_then(|u| u.id)
             && !wrong(Bug::UploadByPrefix)
@@ -306,7 +368,7 @@ impl Transfer {
             return Ok((found.id, have.into_iter().filter(fits).map(|p| (p.number, p)).collect()));
         }
         let mut options = options.clone();
-        options.checksum = layout.algorithms.iter().find(|a| a.combines()).map(|a| Checksum { algorithm: *a, value: Vec::new() });
+        options.checksum = layout.checks.algorithms.iter().find(|a| a.combines()).map(|a| Checksum { algorithm: *a, value: Vec::new() });
         let id = retry
             .run(&*self.env, || async {
                 let permit = self.sink_permit().await;
@@ -314,7 +376,8 @@ impl Transfer {
             })
             .await?;
         let mut record = journal.next(Status::Started, now);
-        record.upload = Some(UploadRecord { id: Some(id.clone()), part_size: layout.plan.part_size, source });
+        upload.id = Some(id.clone());
+        record.upload = Some(upload);
         if let Err(error) = journal.save(record, &retry, &self.env).await {
             // Nobody knows this id but us.
             self.abort(key, &id).await?;
@@ -332,43 +395,31 @@ impl Transfer {
         journal: &Journal<'_>,
     ) -> Result<Option<BTreeMap<u32, Part>>> {
         let retry = self.settings.retry;
-        let recorded = journal.parts(id, &retry, &self.env).await?;
+        let recorded = journal.parts(id, 1..=layout.plan.count(), &retry, &self.env).await?;
         let listed = match retry.run(&*self.env, || self.sink.list_parts(key, id)).await {
             Ok(parts) => parts,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let count = layout.plan.count();
         let held: BTreeMap<u32, Part> = listed.into_iter().map(|p| (p.number, p)).collect();
-        Ok(Some(
-            recorded
-                .into_iter()
-                .filter(|p| p.number >= 1 && p.number <= count)
-                .filter(|p| {
-                    let range = layout.plan.range(p.number);
-                    let complete = layout.judge.is_none_or(|a| p.checksum.as_ref().is_some_and(|c| c.algorithm == a));
-                    p.size == range.end - range.start
-                        && complete
-                        && held.get(&p.number).is_some_and(|h| h.etag == p.etag && h.size == p.size)
-                })
-                .map(|p| (p.number, p))
-                .collect(),
-        ))
+        let alike = |p: &Part| held.get(&p.number).is_some_and(|h| h.etag == p.etag && h.size == p.size);
+        Ok(Some(recorded.into_iter().filter(|p| fits(p, layout) && alike(p)).map(|p| (p.number, p)).collect()))
     }
 
-    /// Brings all parts in, several at a time. Answers each with the checksum taken on its way.
-    async fn fill(
+    /// Brings these parts in, several at a time. Answers them, and those that were there, with the checksum taken on the way.
+    pub(super) async fn fill(
         &self,
         job: &Job,
         key: &ObjectKey,
         info: &ObjectInfo,
         layout: &Layout,
         upload: &UploadId,
+        numbers: RangeInclusive<u32>,
         have: BTreeMap<u32, Part>,
         from: &From<'_>,
         journal: &Journal<'_>,
     ) -> Result<Vec<(Part, Option<Checksum>)>> {
-        let missing = layout.plan.parts().filter(|(number, _)| !have.contains_key(number));
+        let missing = numbers.filter(|number| !have.contains_key(number)).map(|number| (number, layout.plan.range(number)));
         let mut done: Vec<(Part, Option<Checksum>)> = have.values().map(|p| (p.clone(), p.checksum.clone())).collect();
         if let From::Body { first } = from
             && have.contains_key(&1)
@@ -460,7 +511,7 @@ impl Transfer {
             }
         };
         let _bytes = self.budget.acquire(if wrong(Bug::NoBudget) { 0 } else { STREAM_WINDOW.min(len) }).await;
-        let (stream, seen) = tee(body, len, &layout.algorithms, Proof::None, self.bytes.clone());
+        let (stream, seen) = tee(body, len, &layout.checks.algorithms, Proof::None, self.bytes.clone());
         let answer = {
             let sink = self.sink_permit().await;
             note(&sink, self.sink.put_part(key, upload, number, Body::Stream { len, stream }, None).await)
@@ -478,22 +529,27 @@ impl Transfer {
         let md5 = seen.sum(Algorithm::Md5).and_then(|c| self.etag_from(Some(&c)));
         let other_sum = part.checksum.as_ref().is_some_and(|stored| seen.sum(stored.algorithm).is_some_and(|sent| sent != *stored));
         if wrong(Bug::NoUploadChecksum) {
-            return Ok((part, layout.judge.and_then(|a| seen.sum(a))));
+            return Ok((part, layout.checks.judge.and_then(|a| seen.sum(a))));
         }
         if part.size != len || md5.is_some_and(|md5| md5 != part.etag) || other_sum {
             return Err(Error::new(ErrorKind::Corrupt, Op::PutPart, self.name_of(key))
                 .with_source(format!("the destination stored other bytes of part {number} than were sent")));
         }
-        let sum = layout.judge.and_then(|a| seen.sum(a));
+        let sum = layout.checks.judge.and_then(|a| seen.sum(a));
         Ok((part, sum))
     }
 
     /// Judges the whole before anything becomes visible.
-    fn judge_parts(&self, info: &ObjectInfo, layout: &Layout, parts: &[(Part, Option<Checksum>)]) -> Result<(Expected, Verified)> {
+    pub(super) fn judge_parts(
+        &self,
+        info: &ObjectInfo,
+        layout: &Layout,
+        parts: &[(Part, Option<Checksum>)],
+    ) -> Result<(Expected, Verified)> {
         let size = info.entry.size.unwrap_or(0);
         let stored = parts.iter().map(|(p, _)| p.etag.as_md5()).collect::<Option<Vec<_>>>().map(|md5s| ETag::of_parts(&md5s));
         let etag = stored.filter(|_| self.sink.index_capability().etag == EtagKind::Md5);
-        if layout.parity || layout.judge == Some(Algorithm::Md5) {
+        if layout.checks.parity || layout.checks.judge == Some(Algorithm::Md5) {
             if parts_etag(layout, parts) != info.entry.etag && !wrong(Bug::NoProofOfParts) {
                 reached(Branch::WrongPartsEtag);
                 return Err(corrupt(info));
@@ -543,7 +599,7 @@ impl Transfer {
         self.publish(key, expected, call).await
     }
 
-    async fn abort(&self, key: &ObjectKey, upload: &UploadId) -> Result<()> {
+    pub(super) async fn abort(&self, key: &ObjectKey, upload: &UploadId) -> Result<()> {
         let aborted = self.settings.retry.run(&*self.env, || self.sink.abort_upload(key, upload)).await;
         match aborted {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
@@ -569,10 +625,20 @@ impl Transfer {
     }
 }
 
+/// Whether a remembered part is one of this layout, with what judges the whole.
+pub(super) fn fits(part: &Part, layout: &Layout) -> bool {
+    if part.number < 1 || part.number > layout.plan.count() {
+        return false;
+    }
+    let range = layout.plan.range(part.number);
+    let judged = layout.checks.judge.is_none_or(|a| part.checksum.as_ref().is_some_and(|c| c.algorithm == a));
+    part.size == range.end - range.start && judged
+}
+
 /// The etag that the parts would have together: as the sink names them, or as they were read.
-fn parts_etag(layout: &Layout, parts: &[(Part, Option<Checksum>)]) -> Option<ETag> {
+pub(super) fn parts_etag(layout: &Layout, parts: &[(Part, Option<Checksum>)]) -> Option<ETag> {
     let md5 = |(part, sum): &(Part, Option<Checksum>)| {
-        if layout.parity { part.etag.as_md5() } else { sum.as_ref()?.value.as_slice().try_into().ok() }
+        if layout.checks.parity { part.etag.as_md5() } else { sum.as_ref()?.value.as_slice().try_into().ok() }
     };
     parts.iter().map(md5).collect::<Option<Vec<_>>>().map(|md5s| ETag::of_parts(&md5s))
 }

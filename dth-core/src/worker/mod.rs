@@ -47,6 +47,10 @@ pub struct WorkerSettings {
     pub commit_batch: usize,
     /// Seconds to finish what was begun, after a stop.
     pub grace_seconds: u64,
+    /// The parts of objects of at least so many bytes are jobs of their own, for any worker; 0: never.
+    pub giant_threshold: u64,
+    /// Parts of one such job.
+    pub giant_parts: u32,
     /// Only keys that begin so: others are dead-lettered, because no finder of this task sent them.
     pub prefix: String,
     /// Moving objects.
@@ -63,6 +67,8 @@ impl Default for WorkerSettings {
             max_delay_seconds: 300,
             commit_batch: 90,
             grace_seconds: 25,
+            giant_threshold: 1 << 30,
+            giant_parts: 16,
             prefix: String::new(),
             transfer: TransferSettings::default(),
         }
@@ -77,6 +83,7 @@ impl WorkerSettings {
             ("worker.jobs_per_pack", self.jobs_per_pack as u64),
             ("worker.lease_seconds", self.lease_seconds),
             ("worker.max_attempts", u64::from(self.max_attempts)),
+            ("worker.giant_parts", u64::from(self.giant_parts)),
             ("worker.commit_batch", self.commit_batch as u64),
             ("worker.transfer.part_size", self.transfer.part_size),
             ("worker.transfer.parts_in_flight", self.transfer.parts_in_flight as u64),

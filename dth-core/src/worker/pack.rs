@@ -4,11 +4,11 @@ use super::{Inner, lease};
 use crate::{
     error::{Error, ErrorKind, Op, Result},
     events::Event,
-    job::{Action, Job, Pack, Seen},
+    job::{Action, Job, JobParts, Pack, Seen},
     proof::{Branch, Bug, reached, wrong},
     queue::{Delivery, Message},
-    state::{Claim, Committed, JobEnd, Outcome, Record, RecordWrite, RunId, Status, WriteResult},
-    transfer::{Ended, Journal, Tenure, is_same},
+    state::{Claim, Committed, JobEnd, Origin, Outcome, Record, RecordWrite, RunId, Status, WriteResult},
+    transfer::{Ended, Giants, Journal, Tenure, Work, is_same},
 };
 use futures_util::{FutureExt, StreamExt, stream};
 use std::{collections::VecDeque, panic::AssertUnwindSafe, time::Duration};
@@ -38,6 +38,8 @@ enum Went {
     Again(Error),
     /// Not begun, because the worker drains.
     NotBegun,
+    /// Other messages go on with it: these, if any, are to be sent before this one is acknowledged.
+    Passed(Vec<Job>),
 }
 
 impl Inner {
@@ -104,7 +106,8 @@ impl Inner {
         let claim = retry.run(&*self.env, || self.state.claim(&pack.id, pack.run.as_ref(), incarnation, &asked)).await?;
         let open: Vec<usize> = (0..pack.jobs.len()).filter(|i| !claim.ended[*i]).collect();
         if let ([_], []) = (pack.jobs.as_slice(), open.as_slice()) {
-            return Ok(closing(claim.records[0].as_ref()));
+            // The object's own message is the one that is given up.
+            return Ok(if pack.jobs[0].parts.is_some() { Close::Ack } else { closing(claim.records[0].as_ref()) });
         }
         if open.is_empty() {
             return Ok(Close::Ack);
@@ -132,6 +135,12 @@ impl Inner {
                 Went::Ended(ended) => pending.push((index, *ended)),
                 Went::Again(error) => failed.push((index, error)),
                 Went::NotBegun => not_begun = true,
+                Went::Passed(jobs) => {
+                    let messages = jobs.into_iter().map(|job| (job, pack.run.clone())).collect();
+                    if !self.resend(messages, Duration::ZERO).await? {
+                        return Ok(Close::Leave);
+                    }
+                }
             }
             if pending.len() >= self.settings.commit_batch
                 && !self.commit(pack, claim, std::mem::take(&mut pending), &mut failed, &mut last).await?
@@ -182,12 +191,16 @@ impl Inner {
         let attempts = job.attempts.saturating_add(delivery.receives);
         let run = pack.run.clone().unwrap_or_else(|| RunId::new("events"));
         let known = claim.records[index].clone();
-        let mut journal = Journal::new(tenure, run.clone(), &job.key, known, attempts, self.env.now());
+        // The last try of an object is made by one worker alone.
+        let giants = Giants { least: self.settings.giant_threshold, parts_a_job: self.settings.giant_parts };
+        let giants = Some(giants).filter(|g| g.least > 0 && attempts <= self.settings.max_attempts);
+        let mut journal =
+            Journal::new(tenure, run.clone(), &job.key, known, attempts, self.env.now()).with_giants(giants, pack.origin(index));
         if wrong(Bug::StateWrittenEarly) && job.action == Action::Copy {
             let mut record = journal.next(Status::Done, self.env.now());
             record.source = Some(job.listed());
-            let end = JobEnd { origin: pack.origin(index), outcome: Outcome::Copied, bytes: 0 };
-            let early = RecordWrite { record: record.clone(), end: Some(end) };
+            let end = pack.origin(index).map(|origin| JobEnd { run: run.clone(), origin, outcome: Outcome::Copied, bytes: 0 });
+            let early = RecordWrite { record: record.clone(), ends: end.into_iter().collect() };
             if self.state.commit(&claim.fence, &[early]).await.is_ok() {
                 record.version += 1;
                 journal = Journal::new(tenure, run, &job.key, Some(record), attempts, self.env.now());
@@ -197,11 +210,17 @@ impl Inner {
         if alone && attempts > self.settings.max_attempts.saturating_mul(SILENT_DEATHS) {
             let error = Error::new(ErrorKind::Internal, Op::Transfer, job.key.to_string())
                 .with_source(format!("{} deliveries ended without an answer: the worker died or hung each time", attempts - 1));
-            return self.give_up(job, &mut journal, error).await;
+            return self.give_up(pack, index, &mut journal, error).await;
         }
-        let done = AssertUnwindSafe(self.transfer.run(job, &mut journal)).catch_unwind().await;
+        let work = async {
+            match &job.parts {
+                None => self.transfer.work(job, &mut journal).await,
+                Some(parts) => self.transfer.parts_of(job, parts, &pack.id, &mut journal).await,
+            }
+        };
+        let done = AssertUnwindSafe(work).catch_unwind().await;
         let error = match done {
-            Ok(Ok(ended)) => return Went::Ended(Box::new(ended)),
+            Ok(Ok(work)) => return went(job, pack.origin(index), work),
             Ok(Err(error)) => error,
             Err(panic) => Error::new(ErrorKind::Internal, Op::Transfer, job.key.to_string()).with_source(panic_text(&*panic)),
         };
@@ -210,10 +229,18 @@ impl Inner {
         // Keys that expired are no fault of the object: they may be renewed before its tries are used up.
         let passes = error.is_retryable() || error.kind() == ErrorKind::CredentialsExpired;
         let last = !passes || attempts >= self.settings.max_attempts;
-        if alone && last { self.give_up(job, &mut journal, error).await } else { Went::Again(error) }
+        if alone && last { self.give_up(pack, index, &mut journal, error).await } else { Went::Again(error) }
     }
 
-    async fn give_up(&self, job: &Job, journal: &mut Journal<'_>, error: Error) -> Went {
+    async fn give_up(&self, pack: &Pack, index: usize, journal: &mut Journal<'_>, error: Error) -> Went {
+        let job = &pack.jobs[index];
+        if let Some(parts) = &job.parts {
+            let last = Job { parts: Some(JobParts { attempts: self.settings.max_attempts, ..parts.clone() }), ..job.clone() };
+            return match self.transfer.give_up_parts(job, parts, &pack.id, journal).await {
+                Ok(work) => went(&last, pack.origin(index), work),
+                Err(error) => Went::Again(error),
+            };
+        }
         match self.transfer.abandon(job, journal).await {
             Ok(()) => Went::Ended(Box::new(self.transfer.failed(job, &error, journal))),
             Err(error) => Went::Again(error),
@@ -235,13 +262,7 @@ impl Inner {
             if open.is_empty() && (round > 0 || failed.is_empty()) {
                 break;
             }
-            let writes: Vec<RecordWrite> = open
-                .iter()
-                .map(|(index, ended)| RecordWrite {
-                    record: ended.record.clone(),
-                    end: Some(JobEnd { origin: pack.origin(*index), outcome: ended.outcome, bytes: ended.bytes }),
-                })
-                .collect();
+            let writes: Vec<RecordWrite> = open.iter().map(|(index, ended)| ending(pack.origin(*index), ended)).collect();
             let results = match retry.run(&*self.env, || self.state.commit(&claim.fence, &writes)).await? {
                 Committed::Fenced => {
                     reached(Branch::CommitFenced);
@@ -251,11 +272,19 @@ impl Inner {
                 Committed::Written(results) => results,
             };
             let mut next = VecDeque::new();
-            for ((index, mut done), result) in open.into_iter().zip(results) {
+            for (((index, mut done), result), write) in open.into_iter().zip(results).zip(writes) {
                 match result {
-                    WriteResult::Applied(_) => self.tell(pack, index, &done),
+                    WriteResult::Applied(_) => {
+                        self.tell(pack, index, &done);
+                        if let Some(upload) = &done.filled
+                            && let Err(error) = retry.run(&*self.env, || self.state.forget_parts(upload)).await
+                        {
+                            // They are of no use to anybody any more.
+                            tracing::debug!(error = %error.chain(), "parts of a complete upload stay remembered");
+                        }
+                    }
                     // Our own write, whose answer was lost.
-                    WriteResult::Conflict(Some(stored)) if is_same(&stored, &done.record) => {
+                    WriteResult::Conflict(Some(stored)) if is_same(&stored, &write.record) => {
                         reached(Branch::OwnCommitSeen);
                         self.tell(pack, index, &done);
                     }
@@ -292,7 +321,7 @@ impl Inner {
         let looks: Vec<_> = published
             .map(|(index, _)| {
                 let job = &pack.jobs[index];
-                let look = Job { etag: None, destination: Seen::Unknown, action: Action::Copy, attempts: 0, origin: None, ..job.clone() };
+                let look = Job { destination: Seen::Unknown, action: Action::Copy, attempts: 0, origin: None, ..job.anew() };
                 (look, None)
             })
             .collect();
@@ -333,6 +362,34 @@ impl Inner {
         let most = 1000u64.saturating_mul(1 << attempts.min(16)).min(cap);
         Duration::from_millis(most / 2 + crate::env::random_below(&*self.env, most / 2 + 1))
     }
+}
+
+/// What becomes of a job, which counts there, after this work.
+fn went(job: &Job, origin: Option<Origin>, work: Work) -> Went {
+    let job = Job { origin, ..job.clone() };
+    match work {
+        Work::Ended(ended) => Went::Ended(ended),
+        Work::HandedOut(parts) => {
+            Went::Passed(parts.into_iter().map(|parts| Job { parts: Some(parts), attempts: 0, ..job.clone() }).collect())
+        }
+        Work::Passed => Went::Passed(Vec::new()),
+        Work::Again => {
+            let attempts = job.parts.as_ref().map_or(job.attempts, |parts| parts.attempts);
+            Went::Passed(vec![Job { attempts, ..job.anew() }])
+        }
+    }
+}
+
+/// The record of the end of a job, which counts there, with all the jobs that wait for it. They wait on while an upload is
+/// under way.
+fn ending(origin: Option<Origin>, ended: &Ended) -> RecordWrite {
+    let mut record = ended.record.clone();
+    let waiting = if record.upload.is_none() { std::mem::take(&mut record.waiting) } else { Vec::new() };
+    let waiting = waiting.into_iter().map(|job| (job.run, job.origin));
+    let own = origin.map(|origin| (record.run.clone(), origin));
+    let end = |(run, origin)| JobEnd { run, origin, outcome: ended.outcome, bytes: ended.bytes };
+    let ends = own.into_iter().chain(waiting).map(end).collect();
+    RecordWrite { record, ends }
 }
 
 /// How a message of a single job is closed, by the record of its end.

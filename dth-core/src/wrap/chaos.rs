@@ -25,7 +25,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     future::Future,
-    ops::Range,
+    ops::{Range, RangeInclusive},
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -666,9 +666,13 @@ impl<T: StateStore + ?Sized> StateStore for Chaos<T> {
         let (upload, parts) = (upload.clone(), parts.to_vec());
         pass!(self, SaveState, |inner| inner.save_parts(&upload, &parts))
     }
-    async fn parts(&self, upload: &UploadId) -> Result<Vec<Part>> {
+    async fn parts(&self, upload: &UploadId, numbers: RangeInclusive<u32>) -> Result<Vec<Part>> {
         let upload = upload.clone();
-        pass!(self, LoadState, |inner| inner.parts(&upload))
+        pass!(self, LoadState, |inner| inner.parts(&upload, numbers.clone()))
+    }
+    async fn parts_complete(&self, upload: &UploadId, saved: &[u32], total: u32) -> Result<bool> {
+        let (upload, saved) = (upload.clone(), saved.to_vec());
+        pass!(self, SaveState, |inner| inner.parts_complete(&upload, &saved, total))
     }
     async fn forget_parts(&self, upload: &UploadId) -> Result<()> {
         let upload = upload.clone();

@@ -19,6 +19,7 @@ use dth_core::{
 use futures_util::StreamExt;
 use jiff::Timestamp;
 use std::{
+    ops::RangeInclusive,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU32, Ordering::Relaxed},
@@ -370,10 +371,10 @@ impl StateStore for Saboteur<MemoryState> {
                 let stored = self.inner.records(std::slice::from_ref(&write.record.key)).await?;
                 write.record.version = stored[0].as_ref().map_or(0, |r| r.version);
             }
-            if self.breaks("a_job_counts_once")
-                && let Some(end) = &mut write.end
-            {
-                end.origin = end.origin.take().map(|Origin(pack, _)| Origin(pack, self.count.fetch_add(1, Relaxed)));
+            if self.breaks("a_job_counts_once") {
+                for end in &mut write.ends {
+                    end.origin.1 = self.count.fetch_add(1, Relaxed);
+                }
             }
         }
         self.inner.commit(&fence, &writes).await
@@ -381,8 +382,14 @@ impl StateStore for Saboteur<MemoryState> {
     async fn save_parts(&self, upload: &UploadId, parts: &[Part]) -> Result<()> {
         self.inner.save_parts(upload, parts).await
     }
-    async fn parts(&self, upload: &UploadId) -> Result<Vec<Part>> {
-        self.inner.parts(upload).await
+    async fn parts(&self, upload: &UploadId, numbers: RangeInclusive<u32>) -> Result<Vec<Part>> {
+        self.inner.parts(upload, numbers).await
+    }
+    async fn parts_complete(&self, upload: &UploadId, saved: &[u32], total: u32) -> Result<bool> {
+        if self.breaks("the_last_parts_are_known_as_such") {
+            return Ok(saved.contains(&total));
+        }
+        self.inner.parts_complete(upload, saved, total).await
     }
     async fn forget_parts(&self, upload: &UploadId) -> Result<()> {
         if self.breaks("parts_are_kept_and_forgotten") {

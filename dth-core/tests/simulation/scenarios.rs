@@ -1,4 +1,4 @@
-//! Seven quiet scenarios, and every single fault at every remote call of each.
+//! Eight quiet scenarios, and every single fault at every remote call of each.
 
 use crate::world::{InMemory, Options, Outcome, WORKERS, World};
 use dth_core::{
@@ -32,11 +32,13 @@ pub(crate) enum Scenario {
     Directory,
     /// Both sides are one store, which copies at once or in parts.
     Inside,
+    /// Objects whose parts are jobs of their own; one is overwritten meanwhile.
+    Giant,
 }
 
 impl Scenario {
-    pub(crate) const ALL: [Self; 7] =
-        [Self::Small, Self::Parts, Self::OwnLayout, Self::Overwrite, Self::Extra, Self::Directory, Self::Inside];
+    pub(crate) const ALL: [Self; 8] =
+        [Self::Small, Self::Parts, Self::OwnLayout, Self::Overwrite, Self::Extra, Self::Directory, Self::Inside, Self::Giant];
 
     fn options(self) -> Options {
         let plain = Options {
@@ -51,11 +53,13 @@ impl Scenario {
             hot: false,
             unpinned: false,
             inside: None,
+            giants: None,
         };
         match self {
             Self::OwnLayout => Options { opaque_sink: true, ..plain },
             Self::Directory => Options { opaque_sink: true, sink_sums: false, bare_sink: true, ..plain },
             Self::Inside => Options { inside: Some(16), ..plain },
+            Self::Giant => Options { giants: Some(17), ..plain },
             _ => plain,
         }
     }
@@ -64,7 +68,7 @@ impl Scenario {
         let write = |key: &str, size| world.write_source(&format!("t/{key}").into(), size);
         match self {
             Self::Small => ["a", "a/b", "ab", "é", "z//"].into_iter().zip([0, 1, 7, 8, 8]).for_each(|(key, size)| write(key, size)),
-            Self::Parts | Self::Directory | Self::Inside => {
+            Self::Parts | Self::Directory | Self::Inside | Self::Giant => {
                 ["big", "big.bak", "a"].into_iter().zip([64, 40, 3]).for_each(|(key, size)| write(key, size));
             }
             Self::OwnLayout => ["big", "big.bak"].into_iter().zip([40, 31]).for_each(|(key, size)| write(key, size)),
@@ -93,6 +97,11 @@ impl Scenario {
             Self::Parts => {
                 sleep(Duration::from_millis(200)).await;
                 world.event(&"t/big".into()).await;
+            }
+            Self::Giant => {
+                sleep(Duration::from_millis(300)).await;
+                world.write_source(&"t/big.bak".into(), 31);
+                world.event(&"t/big.bak".into()).await;
             }
             Self::Overwrite => {
                 for (key, size) in [("t/a", 8), ("t/big", 40)] {

@@ -29,7 +29,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 /// Kinds that must strike at least once in a run of some hundred schedules.
-pub(crate) const KINDS: [&str; 25] = [
+pub(crate) const KINDS: [&str; 26] = [
     "error before",
     "answer lost",
     "late effect",
@@ -55,6 +55,7 @@ pub(crate) const KINDS: [&str; 25] = [
     "reads not pinned",
     "the same bytes again",
     "copies inside the store",
+    "giants",
 ];
 
 pub(crate) const KEYS: [&str; 12] = ["a", "a/b", "ab", "big", "big.bak", "x/../y", "z//", "é\n%2F+", "é\u{301}", "lead", "q r", "🦀"];
@@ -113,6 +114,8 @@ pub(crate) struct Options {
     pub(crate) unpinned: bool,
     /// Both sides are one store, which copies objects of at most so many bytes at once; 0: it refuses to.
     pub(crate) inside: Option<u64>,
+    /// The parts of objects of so many bytes are jobs of their own.
+    pub(crate) giants: Option<u64>,
 }
 
 impl Options {
@@ -143,6 +146,7 @@ impl Options {
             hot: seed % HOT.0 == HOT.1,
             unpinned: seed % 16 == 15,
             inside: (seed % 16 == 4).then_some([16, 16, 64, 0][(seed / 16 % 4) as usize]),
+            giants: matches!(seed % 8, 1 | 6).then_some(17),
         };
         // Nothing but its version tells what an object of this source is: wrong bits could be seen by nobody, but reads and
         // uploads must still be of one version.
@@ -260,6 +264,7 @@ impl<'a> World<'a> {
             (o.hot, "few keys, all the time"),
             (o.unpinned, "reads not pinned"),
             (o.inside.is_some(), "copies inside the store"),
+            (o.giants.is_some(), "giants"),
         ];
         notes.iter().filter(|(is, _)| *is).for_each(|(_, text)| world.weather.note(text));
         world
@@ -348,6 +353,8 @@ impl<'a> World<'a> {
             commit_batch: 2,
             max_attempts: 60,
             max_delay_seconds: 20,
+            giant_threshold: self.options.giants.unwrap_or(0),
+            giant_parts: 2,
             prefix: "t/".into(),
             transfer: TransferSettings {
                 hold_max: 8,

@@ -14,6 +14,7 @@ use dth_core::{
 };
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Row, Transaction, params, params_from_iter};
+use std::ops::RangeInclusive;
 
 const COLUMNS: &str = "key, version, status, run, source_etag, source_size, destination_etag, attempts, updated, more";
 
@@ -44,6 +45,7 @@ fn record(row: &Row<'_>) -> Result<Record, Failure> {
         attempts: row.get(7)?,
         failure: more.failure,
         not_carried: more.not_carried,
+        waiting: more.waiting,
         updated: time(row.get(8)?),
     })
 }
@@ -102,11 +104,10 @@ fn set_bit(bits: &mut Vec<u8>, index: u32) -> bool {
 }
 
 /// Counts the jobs that ended, each once.
-fn count(t: &Transaction<'_>, ends: &[(&RunId, &JobEnd)]) -> Result<(), Failure> {
+fn count(t: &Transaction<'_>, ends: &[&JobEnd]) -> Result<(), Failure> {
     let mut packs: std::collections::BTreeMap<&PackId, Vec<u8>> = std::collections::BTreeMap::new();
     let mut tallies: std::collections::BTreeMap<(&RunId, String), Tally> = std::collections::BTreeMap::new();
-    for (run, end) in ends {
-        let Some(Origin(pack, index)) = &end.origin else { continue };
+    for JobEnd { run, origin: Origin(pack, index), outcome, bytes } in ends {
         let bits = match packs.entry(pack) {
             std::collections::btree_map::Entry::Occupied(known) => known.into_mut(),
             std::collections::btree_map::Entry::Vacant(new) => {
@@ -116,7 +117,7 @@ fn count(t: &Transaction<'_>, ends: &[(&RunId, &JobEnd)]) -> Result<(), Failure>
             }
         };
         if set_bit(bits, *index) {
-            *tallies.entry((run, end.outcome.label())).or_default() += Tally::one(end.bytes);
+            *tallies.entry((run, outcome.label())).or_default() += Tally::one(*bytes);
         }
     }
     for (pack, bits) in packs {
@@ -256,7 +257,7 @@ impl StateStore for Sqlite {
                 let version = write.record.version + 1;
                 save(t, &Record { version, ..write.record.clone() })?;
                 results.push(WriteResult::Applied(version));
-                ends.extend(write.end.as_ref().map(|end| (&write.record.run, end)));
+                ends.extend(&write.ends);
             }
             count(t, &ends)?;
             Ok(Committed::Written(results))
@@ -279,12 +280,21 @@ impl StateStore for Sqlite {
         .await
     }
 
-    async fn parts(&self, upload: &UploadId) -> Result<Vec<Part>> {
+    async fn parts(&self, upload: &UploadId, numbers: RangeInclusive<u32>) -> Result<Vec<Part>> {
         let upload = upload.clone();
         self.read(Op::LoadState, move |t| {
-            let mut select = t.prepare_cached("SELECT part FROM part WHERE upload = ?1 ORDER BY number")?;
-            let rows = select.query_map([upload.as_str()], |row| row.get::<_, String>(0))?;
+            let mut select = t.prepare_cached("SELECT part FROM part WHERE upload = ?1 AND number BETWEEN ?2 AND ?3 ORDER BY number")?;
+            let rows = select.query_map(params![upload.as_str(), numbers.start(), numbers.end()], |row| row.get::<_, String>(0))?;
             rows.map(|json| Ok(serde_json::from_str(&json?)?)).collect()
+        })
+        .await
+    }
+
+    async fn parts_complete(&self, upload: &UploadId, _: &[u32], total: u32) -> Result<bool> {
+        let upload = upload.clone();
+        self.read(Op::LoadState, move |t| {
+            let mut select = t.prepare_cached("SELECT count(*) FROM part WHERE upload = ?1 AND number BETWEEN 1 AND ?2")?;
+            Ok(select.query_row(params![upload.as_str(), total], |row| row.get::<_, u32>(0))? == total)
         })
         .await
     }

@@ -224,14 +224,13 @@ impl DynamoStore {
 
     /// The bits that these writes set, and what they add to the ledgers; each job once.
     async fn count<'a>(&self, fence: &Fence, writes: impl Iterator<Item = &'a RecordWrite> + Clone) -> Result<Counted> {
-        let origin = |write: &'a RecordWrite| write.end.as_ref().and_then(|end| end.origin.as_ref());
-        let packs: BTreeSet<&PackId> = writes.clone().filter_map(|w| origin(w).map(|o| &o.0)).chain([&fence.pack]).collect();
+        let ends = writes.flat_map(|write| &write.ends);
+        let packs: BTreeSet<&PackId> = ends.clone().map(|end| &end.origin.0).chain([&fence.pack]).collect();
         let mut counted = Counted { packs: self.pack_states(packs.into_iter()).await?, tallies: BTreeMap::new() };
-        for write in writes {
-            let (Some(JobEnd { outcome, bytes, .. }), Some(Origin(pack, job))) = (&write.end, origin(write)) else { continue };
+        for JobEnd { run, origin: Origin(pack, job), outcome, bytes } in ends {
             if counted.packs.entry(pack.clone()).or_default().end(*job) {
-                let run = counted.tallies.entry(write.record.run.clone()).or_default();
-                *run.entry(outcome.label()).or_default() += Tally::one(*bytes);
+                let of_run = counted.tallies.entry(run.clone()).or_default();
+                *of_run.entry(outcome.label()).or_default() += Tally::one(*bytes);
             }
         }
         Ok(counted)

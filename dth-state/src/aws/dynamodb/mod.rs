@@ -5,6 +5,7 @@
 //! | record of an object | `TASK#KEY` | `r` |
 //! | pack: epoch, and a bit for each job that was counted | `TASK#PACK` | `p` |
 //! | part of an upload | `TASK#UPLOAD` | `u#00001` |
+//! | … the numbers of those that are saved, by 256 | `TASK#UPLOAD` | `n#0000` |
 //! | run | `TASK#RUN` | `run` |
 //! | … its outcomes, counted in one of 16 places | `TASK#RUN` | `c#07` |
 //! | … its shards, with the totals of their pages | `TASK#RUN` | `s#0000000001` |
@@ -27,8 +28,8 @@ use aws_sdk_dynamodb::{
     Client,
     operation::{create_table::CreateTableError, update_item::UpdateItemError},
     types::{
-        AttributeDefinition, BillingMode, GlobalSecondaryIndex, KeySchemaElement, KeyType, Projection, ProjectionType, ScalarAttributeType,
-        TableStatus, TimeToLiveSpecification,
+        AttributeDefinition, AttributeValue, BillingMode, GlobalSecondaryIndex, KeySchemaElement, KeyType, Projection, ProjectionType,
+        ReturnValue, ScalarAttributeType, TableStatus, TimeToLiveSpecification,
     },
 };
 use calls::Transacted;
@@ -54,6 +55,7 @@ use std::{
     fmt,
     hash::Hasher as _,
     io::{Read as _, Write as _},
+    ops::RangeInclusive,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -70,6 +72,8 @@ const MAX_SK: usize = 1024;
 const MAX_TRANSACTION: usize = 100;
 /// Milliseconds since 1970 that no run begins after: fourteen digits.
 const END_OF_TIME: i64 = 99_999_999_999_999;
+/// Parts noted in one item: a set of so many numbers takes about a kilobyte.
+const PARTS_A_SET: u32 = 256;
 /// Packs and parts are forgotten so long after they were last needed: no message lives as long.
 const FORGET_AFTER: Duration = Duration::from_secs(30 * 24 * 3600);
 /// A cancelled run is remembered while messages of it may be left: SQS keeps them for 14 days.
@@ -266,6 +270,7 @@ impl DynamoStore {
             attempts: need_number(item, "n")?,
             failure: more.failure,
             not_carried: more.not_carried,
+            waiting: more.waiting,
             updated: time(need_number(item, "at")?),
         })
     }
@@ -383,6 +388,12 @@ fn client(config: &SdkConfig) -> Client {
 
 fn only_key(item: &Item) -> Item {
     item.iter().filter(|(name, _)| matches!(name.as_str(), "pk" | "sk")).map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+/// The numbers in a set of parts.
+fn saved_of(item: &Item) -> impl Iterator<Item = u32> {
+    let numbers = item.get("saved").and_then(|set| set.as_ns().ok());
+    numbers.into_iter().flatten().filter_map(|n| n.parse().ok())
 }
 
 /// The key as far as a sort key goes: records that begin alike so far come in any order.
@@ -509,14 +520,47 @@ impl StateStore for DynamoStore {
         self.write_all(requests.collect::<Result<_>>()?).await
     }
 
-    async fn parts(&self, upload: &UploadId) -> Result<Vec<Part>> {
-        let items = self.range(&self.pk(upload.as_str()), "u#", "u#~", &Expression::default(), usize::MAX).await?;
+    async fn parts(&self, upload: &UploadId, numbers: RangeInclusive<u32>) -> Result<Vec<Part>> {
+        let [from, to] = [numbers.start(), numbers.end()].map(|number| format!("u#{number:05}"));
+        let items = self.range(&self.pk(upload.as_str()), &from, &to, &Expression::default(), usize::MAX).await?;
         let part = |item| serde_json::from_str(need_text(item, "part")?).map_err(|e| corrupt("a part").with_source(e));
         items.iter().map(part).collect()
     }
 
+    async fn parts_complete(&self, upload: &UploadId, saved: &[u32], total: u32) -> Result<bool> {
+        let mut groups: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+        for number in saved {
+            groups.entry(number / PARTS_A_SET).or_default().push(number.to_string());
+        }
+        let pk = self.pk(upload.as_str());
+        let mut full = true;
+        for (group, numbers) in groups {
+            let (name, values) = ("#s", ":s");
+            let call = self
+                .client
+                .update_item()
+                .table_name(&*self.table)
+                .set_key(Some(key(&*pk, format!("n#{group:04}"))))
+                .update_expression(format!("ADD {name} {values} SET #t = :t"))
+                .expression_attribute_names(name, "saved")
+                .expression_attribute_names("#t", "ttl")
+                .expression_attribute_values(values, AttributeValue::Ns(numbers))
+                .expression_attribute_values(":t", self.expiry(FORGET_AFTER))
+                .return_values(ReturnValue::UpdatedNew);
+            let answer = call.send().await.map_err(|e| classify(Op::SaveState, &*self.table, e))?;
+            let of_group = (group * PARTS_A_SET).max(1)..=(group * PARTS_A_SET + PARTS_A_SET - 1).min(total);
+            full &= answer.attributes.is_some_and(|item| saved_of(&item).filter(|n| of_group.contains(n)).count() == of_group.count());
+        }
+        // Only who fills a set up looks at the others.
+        if !full {
+            return Ok(false);
+        }
+        let sets = self.range(&pk, "n#", "n#~", &Expression::default(), usize::MAX).await?;
+        Ok(sets.iter().flat_map(saved_of).filter(|n| (1..=total).contains(n)).count() == total as usize)
+    }
+
     async fn forget_parts(&self, upload: &UploadId) -> Result<()> {
-        let items = self.range(&self.pk(upload.as_str()), "u#", "u#~", &Expression::default(), usize::MAX).await?;
+        let items = self.range(&self.pk(upload.as_str()), "n#", "u#~", &Expression::default(), usize::MAX).await?;
         self.write_all(items.iter().map(|item| self.delete_request(only_key(item))).collect::<Result<_>>()?).await
     }
 

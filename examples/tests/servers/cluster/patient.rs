@@ -14,7 +14,7 @@ use dth_core::{
     },
 };
 use jiff::Timestamp;
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 #[derive(Debug)]
 pub(crate) struct Patient<T>(pub(crate) T);
@@ -101,8 +101,11 @@ impl<S: StateStore> StateStore for Patient<S> {
     async fn save_parts(&self, upload: &UploadId, parts: &[Part]) -> Result<()> {
         again!(self.0.save_parts(upload, parts))
     }
-    async fn parts(&self, upload: &UploadId) -> Result<Vec<Part>> {
-        again!(self.0.parts(upload))
+    async fn parts(&self, upload: &UploadId, numbers: RangeInclusive<u32>) -> Result<Vec<Part>> {
+        again!(self.0.parts(upload, numbers.clone()))
+    }
+    async fn parts_complete(&self, upload: &UploadId, saved: &[u32], total: u32) -> Result<bool> {
+        again!(self.0.parts_complete(upload, saved, total))
     }
     async fn forget_parts(&self, upload: &UploadId) -> Result<()> {
         again!(self.0.forget_parts(upload))
