@@ -3,10 +3,14 @@
 //! A message is ASCII JSON (`\uXXXX` for the rest), because SQS carries XML 1.0 characters only. Numbers of version 1 are
 //! never reused: a reader refuses a version that it does not know, and the message becomes a dead letter with that reason.
 
+mod notification;
+
+pub use notification::EventSettings;
+
 use crate::{
     env::{Env, random_id},
     error::{Error, ErrorKind, Op, Result},
-    object::{ETag, Entry, ObjectKey},
+    object::{ETag, Entry, ObjectKey, Sequencer},
     sink::{Condition, UploadId},
     state::{Origin, PackId, RunId, SourceVersion},
 };
@@ -147,6 +151,9 @@ pub struct Job {
     /// Where it counts, when this message is not the one that the finder made.
     #[serde(rename = "o", default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
+    /// The event that it comes from: one that is known to be older changes nothing any more.
+    #[serde(rename = "q", default, skip_serializing_if = "Option::is_none")]
+    pub sequencer: Option<Sequencer>,
     /// Only these parts of it; they count with the object, once all are in.
     #[serde(rename = "p", default, skip_serializing_if = "Option::is_none")]
     pub parts: Option<JobParts>,
@@ -169,6 +176,7 @@ impl Job {
             overwrite: Overwrite::Always,
             attempts: 0,
             origin: None,
+            sequencer: None,
             parts: None,
         }
     }
@@ -222,27 +230,28 @@ impl Pack {
         to_ascii(&serde_json::to_string(self).expect("a pack is plain data"))
     }
 
-    /// Reads a message: a pack, or `{"key","size"}` of the original system and of other clouds' bridge functions.
-    ///
-    /// `Invalid`, with the reason, for anything else.
+    /// Reads a message of any task; see [`read`](Self::read).
     pub fn parse(body: &str, env: &dyn Env) -> Result<Self> {
-        #[derive(Deserialize)]
-        struct Minimal {
-            key: ObjectKey,
-            size: Option<u64>,
-        }
+        Self::read(body, "", &EventSettings { deletes: true, bucket: None }, env)
+    }
+
+    /// Reads a message: a pack; a notification of Amazon S3, directly, by EventBridge or by SNS; `{"key","size"}` of the original
+    /// system and of other clouds' bridge functions. A notification that is none of this task's makes a pack without jobs.
+    ///
+    /// `Invalid`, with the reason, for anything else, and for a key that does not begin with `prefix`.
+    pub fn read(body: &str, prefix: &str, events: &EventSettings, env: &dyn Env) -> Result<Self> {
         let invalid = |e: serde_json::Error| Error::new(ErrorKind::Invalid, Op::Receive, excerpt(body)).with_source(e);
         let value: serde_json::Value = serde_json::from_str(body).map_err(invalid)?;
         match value.get("v") {
             None => {
-                let Minimal { key, size } = serde_json::from_value(value).map_err(invalid)?;
-                if key.as_str().is_empty() {
-                    return Err(Error::new(ErrorKind::Invalid, Op::Receive, excerpt(body)).with_source("the key is empty"));
+                let told = notification::read(body, &value, prefix, events)?;
+                for why in &told.left_alone {
+                    tracing::debug!(%why, "an event is left alone");
                 }
-                let job = Job { key, size, ..Job::copy(&Entry::new("", 0, None), Seen::Unknown) };
+                metrics::counter!("dth_events_left_alone_total").increment(told.left_alone.len() as u64);
                 // Duplicates of the message share the id, and so the fence.
-                let id = crate::checksum::hex(&sha2::Sha256::digest(body)[..16]);
-                Ok(Self { id: PackId::new(id), ..Self::new(env, None, vec![job]) })
+                let id = crate::checksum::hex(&sha2::Sha256::digest(told.text)[..16]);
+                Ok(Self { id: PackId::new(id), ..Self::new(env, None, told.jobs) })
             }
             Some(v) if v.as_u64() == Some(u64::from(Self::VERSION)) => {
                 let pack: Self = serde_json::from_value(value).map_err(invalid)?;

@@ -46,6 +46,8 @@ named! {
         Vanished => "the source object is gone",
         CopyRefused => "a store refuses to copy inside, and the bytes go through us",
         DeleteRefused => "an object that is to be deleted is back at the source",
+        CameBack => "an object is back at the source once it is deleted",
+        EventKnown => "an event is older than what was dealt with",
         DeleteConflict => "an object that is to be deleted was written meanwhile",
         CommitFenced => "a commit comes from a delivery that was superseded",
         PublishedUnrecorded => "what was published and could not be recorded is announced",
@@ -89,7 +91,7 @@ named! {
         NoProofOfStreams => "a streamed body is not compared with the source's checksum before its last chunk",
         NoProofOfParts => "the parts together are not compared with the source's etag or checksum",
         UnfencedState => "a commit is accepted whatever its epoch and whatever it replaces",
-        Unfenced => "deliveries of one message know nothing of each other: the next four together",
+        Unfenced => "deliveries of one message know nothing of each other: the five that cover for each other, together",
         NoClaim => "deliveries of one message share one epoch, so that none is ever superseded",
         PublishedUntold => "what was published and could not be recorded is not announced",
         SleeperPublishes => "a worker that slept does not ask whether its message is still its own",
@@ -113,9 +115,9 @@ named! {
         UploadsUnnoted => "uploads are begun without a note for the sweep",
         CursorAhead => "a cursor moves past jobs that are not kept yet",
         CopyNotPinned => "a copy inside the store is of whatever version is there",
+        DeletionLast => "nobody looks whether an object came back while it was deleted",
         ManyClosers => "whoever sees all parts of a giant completes it, whether or not somebody else does",
         WaitingForgotten => "a job whose object is handed out in parts does not end with it",
-        LastPartsUnseen => "the last part of a giant is taken for the last one to come",
         AnswerNotCompared => "an answer that is another version than was asked for is believed",
     }
 }
@@ -123,7 +125,7 @@ named! {
 impl Bug {
     /// One of several protections that cover for each other: alone, its loss shows in one of a great many schedules.
     pub const fn is_covered(self) -> bool {
-        matches!(self, Self::NoClaim | Self::PublishedUntold | Self::SleeperPublishes | Self::DoneLeftStanding)
+        matches!(self, Self::NoClaim | Self::PublishedUntold | Self::SleeperPublishes | Self::DoneLeftStanding | Self::ManyClosers)
     }
 }
 

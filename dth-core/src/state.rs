@@ -8,7 +8,7 @@ use crate::{
     checksum::{Algorithm, Checksum},
     env::{Env, random_id},
     error::{ErrorKind, Result},
-    object::{ETag, Entry, ObjectKey, VersionId},
+    object::{ETag, Entry, ObjectKey, Sequencer, VersionId},
     sink::{Part, UploadId},
 };
 use async_trait::async_trait;
@@ -296,6 +296,9 @@ pub struct Record {
     /// Attributes that the pair of stores could not carry.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_carried: Vec<String>,
+    /// The latest event that was dealt with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequencer: Option<Sequencer>,
     /// Jobs whose messages are done with, because the parts of the object are jobs now: they end when this record next says
     /// how the object ended, whoever writes that.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -321,6 +324,7 @@ impl Record {
             attempts: 0,
             failure: None,
             not_carried: Vec::new(),
+            sequencer: None,
             waiting: Vec::new(),
             updated: now,
         }

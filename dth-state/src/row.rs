@@ -3,7 +3,7 @@
 use dth_core::{
     checksum::Checksum,
     error::{Error, ErrorKind, Op, Result},
-    object::VersionId,
+    object::{Sequencer, VersionId},
     state::{Failure, Record, RunState, Status, UploadRecord, Verified, Waiting},
 };
 use jiff::Timestamp;
@@ -26,6 +26,8 @@ pub(crate) struct More {
     pub(crate) failure: Option<Failure>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) not_carried: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) sequencer: Option<Sequencer>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) waiting: Vec<Waiting>,
 }
@@ -40,6 +42,7 @@ impl More {
             uploads_since: record.uploads_since,
             failure: record.failure.clone(),
             not_carried: record.not_carried.clone(),
+            sequencer: record.sequencer.clone(),
             waiting: record.waiting.clone(),
         }
     }

@@ -4,7 +4,7 @@ use super::{Broken, Checked, StateBench, Verdict, hold, promises};
 use crate::{
     checksum::{Algorithm, Checksum},
     error::ErrorKind,
-    object::{ETag, ObjectKey, VersionId},
+    object::{ETag, ObjectKey, Sequencer, VersionId},
     sink::{Part, UploadId},
     state::{
         Advance, Claim, Committed, Failure, Fence, FinderTotals, JobEnd, Origin, OutboxPack, Outcome, PackId, PartChecks, Record,
@@ -95,6 +95,7 @@ pub async fn a_record_comes_back_as_written(bench: &StateBench) -> Checked {
         attempts: 3,
         failure: Some(Failure { kind: ErrorKind::Denied, text: "no\nway 🦀".into() }),
         not_carried: vec!["tags".into()],
+        sequencer: Sequencer::new("0055AED6DCD90281E5"),
         waiting: vec![Waiting { run: RunId::new("r"), origin: Origin(pack("w"), 7) }],
         ..record("é\n%2F+ \u{1}🦀")
     };

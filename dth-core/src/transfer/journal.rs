@@ -4,7 +4,7 @@ use super::Giants;
 use crate::{
     env::SharedEnv,
     error::{Error, ErrorKind, Op, Result},
-    object::{ETag, Entry, ObjectKey},
+    object::{ETag, Entry, ObjectKey, Sequencer},
     proof::{Branch, Bug, reached, wrong},
     retry::RetryPolicy,
     sink::{Part, UploadId},
@@ -76,6 +76,7 @@ pub struct Journal<'a> {
     giants: Option<Giants>,
     /// The job itself, where a run counts it.
     waiting: Option<Waiting>,
+    sequencer: Option<Sequencer>,
 }
 
 impl<'a> Journal<'a> {
@@ -86,13 +87,19 @@ impl<'a> Journal<'a> {
         for wrong in record.upload.iter().filter_map(|u| u.shared.as_ref()).flat_map(|s| &s.wrong) {
             parity.failed(Some(wrong.clone()));
         }
-        Self { store: Some(tenure), record, run, attempts, parity, not_carried: Vec::new(), giants: None, waiting: None }
+        Self { store: Some(tenure), record, run, attempts, parity, not_carried: Vec::new(), giants: None, waiting: None, sequencer: None }
     }
 
     /// Lets these objects be handed out in parts; the job, which counts there, ends with the object then.
     pub(crate) fn with_giants(mut self, giants: Option<Giants>, origin: Option<Origin>) -> Self {
         self.giants = giants;
         self.waiting = origin.map(|origin| Waiting { run: self.run.clone(), origin });
+        self
+    }
+
+    /// The event that the job comes from.
+    pub(crate) fn with_sequencer(mut self, sequencer: Option<Sequencer>) -> Self {
+        self.sequencer = sequencer;
         self
     }
 
@@ -117,7 +124,17 @@ impl<'a> Journal<'a> {
     pub fn detached(key: &ObjectKey, now: Timestamp) -> Self {
         let run = RunId::new("");
         let record = Record::new(key.clone(), run.clone(), Status::Started, now);
-        Self { store: None, record, run, attempts: 1, parity: Parity::default(), not_carried: Vec::new(), giants: None, waiting: None }
+        Self {
+            store: None,
+            record,
+            run,
+            attempts: 1,
+            parity: Parity::default(),
+            not_carried: Vec::new(),
+            giants: None,
+            waiting: None,
+            sequencer: None,
+        }
     }
 
     /// The record as it is known to be stored.
@@ -139,6 +156,8 @@ impl<'a> Journal<'a> {
         // Stores keep milliseconds.
         record.updated = Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now);
         record.not_carried.clone_from(&self.not_carried);
+        // Q2: a job without an event knows nothing of events, and leaves them as they are.
+        record.sequencer = record.sequencer.max(self.sequencer.clone());
         record
     }
 
@@ -242,9 +261,6 @@ impl<'a> Journal<'a> {
         env: &SharedEnv,
     ) -> Result<bool> {
         let Some(Tenure { store, .. }) = self.store else { return Ok(false) };
-        if wrong(Bug::LastPartsUnseen) {
-            return Ok(saved.contains(&total));
-        }
         retry.run(&**env, || store.parts_complete(upload, saved, total)).await
     }
 

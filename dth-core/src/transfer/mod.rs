@@ -194,7 +194,15 @@ impl Transfer {
             Action::Delete => self.delete(job, &key, journal).await,
             Action::Copy | Action::Adopt => {
                 self.children_first(job, 0).await?;
-                self.copy(job, &key, journal).await
+                let done = self.copy(job, &key, journal).await?;
+                let gone = matches!(&done, Work::Ended(ended) if ended.outcome == Outcome::Cancelled);
+                if gone && journal.record().status == Status::Deleted && !wrong(Bug::DeletionLast) {
+                    // Somebody removed it because the source does not hold it; a worker that had read it before may have brought
+                    // it back since.
+                    let again = Job { action: Action::Delete, destination: Seen::Unknown, ..job.anew() };
+                    return self.delete(&again, &key, journal).await;
+                }
+                Ok(done)
             }
         }
     }
@@ -527,14 +535,24 @@ impl Transfer {
 
     async fn delete(&self, job: &Job, key: &ObjectKey, journal: &mut Journal<'_>) -> Result<Work> {
         let retry = self.settings.retry;
+        let by_event = job.destination == Seen::Unknown;
+        // Before the look at the source: what is written between the two is not what is deleted.
+        let seen = match job.destination.condition() {
+            Some(condition) => condition,
+            None => match self.look(key).await? {
+                None => Condition::Absent,
+                Some(found) => found.entry.etag.map_or(Condition::None, Condition::Match),
+            },
+        };
         // I5: never delete what the source holds.
         match retry.run(&*self.env, || self.source.head(&job.key, None)).await {
             _ if wrong(Bug::DeleteUnseen) => {}
             Ok(info) => {
                 reached(Branch::DeleteRefused);
-                if journal.record().upload.is_none() && !journal.record().waiting.is_empty() {
-                    // An earlier delivery has thrown the upload away that jobs wait for: it is for us now to bring the object.
-                    return self.copy(&Job { action: Action::Copy, ..job.anew() }, key, journal).await;
+                // An event is a hint to look. And where an earlier delivery has thrown the upload away that jobs wait for, it is for
+                // us now to bring the object.
+                if by_event || (journal.record().upload.is_none() && !journal.record().waiting.is_empty()) {
+                    return self.copy(&held_now(job, &info.entry), key, journal).await;
                 }
                 return Ok(Work::Ended(Box::new(self.skipped(journal, SkipReason::SourceExists, info.entry.size.unwrap_or(0)))));
             }
@@ -542,11 +560,13 @@ impl Transfer {
             Err(error) => return Err(error),
         }
         self.drop_upload(job, journal).await?;
-        let condition = match job.destination.condition() {
-            Some(condition) if self.sink.sink_capability().conditions.delete && !wrong(Bug::UnconditionalDelete) => condition,
-            _ => Condition::None,
+        let conditional = self.sink.sink_capability().conditions.delete && !wrong(Bug::UnconditionalDelete);
+        let condition = if conditional { seen.clone() } else { Condition::None };
+        let deleted = match &seen {
+            Condition::Absent => Ok(()),
+            _ => retry.run(&*self.env, || self.sink.delete(key, &condition)).await,
         };
-        let outcome = match retry.run(&*self.env, || self.sink.delete(key, &condition)).await {
+        let outcome = match deleted {
             Ok(()) => Outcome::Deleted,
             // Somebody wrote it since it was listed: a later run looks again.
             Err(error) if error.kind() == ErrorKind::Precondition => {
@@ -556,6 +576,17 @@ impl Transfer {
             Err(error) if error.kind() == ErrorKind::NotFound => Outcome::Deleted,
             Err(error) => return Err(error),
         };
+        // It may have come back since, and have been found equal, or copied, by somebody else: the deletion undid that.
+        if !wrong(Bug::DeletionLast) {
+            match retry.run(&*self.env, || self.source.head(&job.key, None)).await {
+                Ok(info) => {
+                    reached(Branch::CameBack);
+                    return self.copy(&held_now(job, &info.entry), key, journal).await;
+                }
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
         let status = if outcome == Outcome::Deleted { Status::Deleted } else { Status::Skipped };
         let record = Record { source: None, destination: None, ..journal.next(status, self.env.now()) };
         Ok(Work::Ended(Box::new(Ended { outcome, bytes: job.size.unwrap_or(0), record, filled: None })))
@@ -659,6 +690,11 @@ impl Transfer {
     fn name_of(&self, key: &ObjectKey) -> String {
         format!("{}/{key}", self.sink.name())
     }
+}
+
+/// The job to bring what the source holds now.
+fn held_now(job: &Job, entry: &Entry) -> Job {
+    Job { action: Action::Copy, size: entry.size, etag: entry.etag.clone(), destination: Seen::Unknown, parts: None, ..job.clone() }
 }
 
 /// Of an object that was not to be handed out.

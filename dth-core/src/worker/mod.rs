@@ -12,6 +12,7 @@ use crate::{
     env::{SharedEnv, SystemEnv},
     error::{Error, ErrorKind, Op, Result},
     events::Events,
+    job::EventSettings,
     key_map::KeyMap,
     queue::Queue,
     scope::TaskScope,
@@ -53,6 +54,8 @@ pub struct WorkerSettings {
     pub giant_parts: u32,
     /// Only keys that begin so: others are dead-lettered, because no finder of this task sent them.
     pub prefix: String,
+    /// Events of the source.
+    pub events: EventSettings,
     /// Moving objects.
     pub transfer: TransferSettings,
 }
@@ -70,6 +73,7 @@ impl Default for WorkerSettings {
             giant_threshold: 1 << 30,
             giant_parts: 16,
             prefix: String::new(),
+            events: EventSettings::default(),
             transfer: TransferSettings::default(),
         }
     }

@@ -5,6 +5,7 @@ use crate::{
     error::{Error, ErrorKind, Op, Result},
     events::Event,
     job::{Action, Job, JobParts, Pack, Seen},
+    object::Sequencer,
     proof::{Branch, Bug, reached, wrong},
     queue::{Delivery, Message},
     state::{Claim, Committed, JobEnd, Origin, Outcome, Record, RecordWrite, RunId, Status, WriteResult},
@@ -80,7 +81,7 @@ impl Inner {
     }
 
     async fn work(&self, delivery: &Delivery, stop: &CancellationToken) -> Result<Close> {
-        let pack = match Pack::parse(&delivery.body, &*self.env) {
+        let pack = match Pack::read(&delivery.body, &self.settings.prefix, &self.settings.events, &*self.env) {
             Ok(pack) => pack,
             // Q4, E3: a message that nobody can read is given up with the reason.
             Err(error) => {
@@ -93,11 +94,9 @@ impl Inner {
         {
             return Ok(Close::Ack);
         }
-        if pack.run.is_none()
-            && let Some(stray) = pack.jobs.iter().find(|j| !j.key.as_str().starts_with(&self.settings.prefix))
-        {
-            // E5: the event filter is wider than the task.
-            return Ok(Close::Dead(format!("key `{}` does not begin with the task's prefix `{}`", stray.key, self.settings.prefix)));
+        if pack.jobs.is_empty() {
+            // Events that are none of this task's.
+            return Ok(Close::Ack);
         }
         let retry = self.settings.transfer.retry;
         let asked: Vec<_> = pack.jobs.iter().enumerate().map(|(i, j)| (j.key.clone(), pack.origin(i))).collect();
@@ -191,11 +190,22 @@ impl Inner {
         let attempts = job.attempts.saturating_add(delivery.receives);
         let run = pack.run.clone().unwrap_or_else(|| RunId::new("events"));
         let known = claim.records[index].clone();
+        if let Some(event) = &job.sequencer
+            && known.as_ref().is_some_and(|record| has_dealt_with(record, event))
+            && claim.fence.epoch == 1
+            && attempts == 1
+        {
+            // E1: whoever dealt with a later one looked at the source after this one. A message that was received before may have
+            // died half-way, and looks for itself.
+            reached(Branch::EventKnown);
+            return Went::Passed(Vec::new());
+        }
         // The last try of an object is made by one worker alone.
         let giants = Giants { least: self.settings.giant_threshold, parts_a_job: self.settings.giant_parts };
         let giants = Some(giants).filter(|g| g.least > 0 && attempts <= self.settings.max_attempts);
-        let mut journal =
-            Journal::new(tenure, run.clone(), &job.key, known, attempts, self.env.now()).with_giants(giants, pack.origin(index));
+        let mut journal = Journal::new(tenure, run.clone(), &job.key, known, attempts, self.env.now())
+            .with_giants(giants, pack.origin(index))
+            .with_sequencer(job.sequencer.clone());
         if wrong(Bug::StateWrittenEarly) && job.action == Action::Copy {
             let mut record = journal.next(Status::Done, self.env.now());
             record.source = Some(job.listed());
@@ -403,6 +413,11 @@ fn closing(record: Option<&Record>) -> Close {
 /// A job of a pack, on its own.
 fn again(pack: &Pack, index: usize, attempts: u32) -> (Job, Option<RunId>) {
     (Job { attempts, origin: pack.origin(index), ..pack.jobs[index].clone() }, pack.run.clone())
+}
+
+/// Whether the object was dealt with to an end after this event.
+fn has_dealt_with(record: &Record, event: &Sequencer) -> bool {
+    !matches!(record.status, Status::Started | Status::Failed) && record.sequencer.as_ref().is_some_and(|known| known >= event)
 }
 
 /// Two records that state the same fact, whoever found it.

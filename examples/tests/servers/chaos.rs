@@ -51,16 +51,16 @@ impl Plan {
     }
 }
 
-struct Processes {
+pub(crate) struct Processes {
     config: PathBuf,
     keys: Vec<(String, String)>,
     running: Vec<(&'static str, Child)>,
 }
 
 impl Processes {
-    fn new(config: &Path, keys: Vec<(String, String)>) -> Self {
+    pub(crate) fn new(config: &Path, keys: Vec<(String, String)>, binaries: &[&'static str]) -> Self {
         let mut all = Self { config: config.to_owned(), keys, running: Vec::new() };
-        for binary in ["finder", "worker", "worker", "worker"] {
+        for binary in binaries {
             let child = all.start(binary);
             all.running.push((binary, child));
         }
@@ -77,7 +77,7 @@ impl Processes {
         command.spawn().unwrap()
     }
 
-    fn kill(&mut self, i: usize) {
+    pub(crate) fn kill(&mut self, i: usize) {
         let binary = self.running[i].0;
         let _ = self.running[i].1.kill();
         let _ = self.running[i].1.wait();
@@ -100,8 +100,8 @@ impl Drop for Processes {
 
 /// What the referee says.
 #[derive(Debug, Deserialize)]
-struct Verdict {
-    compared: usize,
+pub(crate) struct Verdict {
+    pub(crate) compared: usize,
     missing: Vec<String>,
     extra: Vec<String>,
     different: Vec<String>,
@@ -109,7 +109,7 @@ struct Verdict {
 }
 
 impl Verdict {
-    fn is_green(&self) -> bool {
+    pub(crate) fn is_green(&self) -> bool {
         self.missing.is_empty() && self.extra.is_empty() && self.different.is_empty() && self.uploads.is_empty()
     }
 }
@@ -126,7 +126,7 @@ fn script(name: &str, pair: &Pair, arguments: &[String]) -> String {
     String::from_utf8(out.stdout).unwrap()
 }
 
-fn referee(pair: &Pair) -> Verdict {
+pub(crate) fn referee(pair: &Pair) -> Verdict {
     serde_json::from_str(&script("referee.py", pair, &[])).unwrap()
 }
 
@@ -184,7 +184,7 @@ fn requests(log: &str, from: usize) -> (BTreeMap<String, u64>, BTreeMap<String, 
 }
 
 /// Puts the key pairs into the environment of processes, not into files; answers what to set.
-fn keys_by_environment(pair: &mut Pair) -> Vec<(String, String)> {
+pub(crate) fn keys_by_environment(pair: &mut Pair) -> Vec<(String, String)> {
     let mut keys = Vec::new();
     let pairs = pair.keys();
     for (side, (access, secret)) in [&mut pair.settings.source, &mut pair.settings.destination].into_iter().zip(pairs) {
@@ -268,7 +268,7 @@ async fn killed_processes_lose_and_double_nothing() {
     let state = pair.settings.open_state().unwrap();
 
     let chance = SeededEnv::new(plan.seed);
-    let mut processes = Processes::new(&config, keys);
+    let mut processes = Processes::new(&config, keys, &["finder", "worker", "worker", "worker"]);
     let begun = Instant::now();
     let most = Duration::from_secs(300 + plan.minutes * 60 + u64::from(plan.kills) * 4 + plan.objects as u64 / 20);
     let (mut kills, mut freezes, mut restarts) = ([0u32; 4], 0u32, 0u32);

@@ -23,7 +23,7 @@ const WRITES: usize = 25;
 /// Batches under way at once.
 const BATCHES: usize = 4;
 /// Rounds for what a batch leaves unprocessed, before the engine is told to slow down.
-const ROUNDS: u32 = 8;
+const ROUNDS: u32 = 12;
 /// Tries of a transaction that met another one on the same item.
 const COLLISIONS: u32 = 6;
 

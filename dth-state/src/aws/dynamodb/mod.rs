@@ -270,6 +270,7 @@ impl DynamoStore {
             attempts: need_number(item, "n")?,
             failure: more.failure,
             not_carried: more.not_carried,
+            sequencer: more.sequencer,
             waiting: more.waiting,
             updated: time(need_number(item, "at")?),
         })
@@ -546,7 +547,7 @@ impl StateStore for DynamoStore {
                 .expression_attribute_names("#t", "ttl")
                 .expression_attribute_values(values, AttributeValue::Ns(numbers))
                 .expression_attribute_values(":t", self.expiry(FORGET_AFTER))
-                .return_values(ReturnValue::UpdatedNew);
+                .return_values(ReturnValue::AllNew);
             let answer = call.send().await.map_err(|e| classify(Op::SaveState, &*self.table, e))?;
             let of_group = (group * PARTS_A_SET).max(1)..=(group * PARTS_A_SET + PARTS_A_SET - 1).min(total);
             full &= answer.attributes.is_some_and(|item| saved_of(&item).filter(|n| of_group.contains(n)).count() == of_group.count());

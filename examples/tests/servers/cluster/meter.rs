@@ -37,6 +37,7 @@ struct Seen {
     upstream: String,
     load: Load,
     calls: Mutex<BTreeMap<String, u64>>,
+    answers: Mutex<BTreeMap<String, u64>>,
     throttled: AtomicU64,
     cut: AtomicU64,
     number: AtomicU64,
@@ -50,6 +51,7 @@ impl Meter {
             upstream: upstream.trim_start_matches("http://").to_owned(),
             load,
             calls: Mutex::default(),
+            answers: Mutex::default(),
             throttled: AtomicU64::new(0),
             cut: AtomicU64::new(0),
             number: AtomicU64::new(0),
@@ -77,6 +79,11 @@ impl Meter {
         self.seen.calls.lock().unwrap().clone()
     }
 
+    /// Completions of uploads, by key and status.
+    pub(crate) fn answers(&self) -> BTreeMap<String, u64> {
+        self.seen.answers.lock().unwrap().clone()
+    }
+
     /// Calls refused, and batches answered in part.
     pub(crate) fn trouble(&self) -> (u64, u64) {
         (self.seen.throttled.load(Relaxed), self.seen.cut.load(Relaxed))
@@ -102,6 +109,8 @@ async fn pass(seen: Arc<Seen>, request: Request<Incoming>) -> anyhow::Result<Res
         return Ok(answer.body(Full::from(body))?);
     }
     *seen.calls.lock().unwrap().entry(name.clone()).or_default() += 1;
+    let completes = request.method() == "POST" && request.uri().query().is_some_and(|q| q.starts_with("uploadId="));
+    let completed = completes.then(|| request.uri().path().splitn(3, '/').nth(2).unwrap_or_default().to_owned());
     let (head, body) = request.into_parts();
     let asked = body.collect().await?.to_bytes();
     let socket = TcpStream::connect(&seen.upstream).await?;
@@ -112,6 +121,9 @@ async fn pass(seen: Arc<Seen>, request: Request<Incoming>) -> anyhow::Result<Res
     });
     let answer = sender.send_request(Request::from_parts(head, Full::new(asked.clone()))).await?;
     let (mut head, body) = answer.into_parts();
+    if let Some(key) = completed {
+        *seen.answers.lock().unwrap().entry(format!("CompleteMultipartUpload {key} {}", head.status.as_u16())).or_default() += 1;
+    }
     let mut body = body.collect().await?.to_bytes();
     if seen.load == Load::Heavy
         && number.is_multiple_of(2)

@@ -2,6 +2,7 @@
 
 mod meter;
 mod patient;
+mod processes;
 
 use crate::support::venv;
 use dth_core::{

@@ -1,0 +1,143 @@
+//! E1 to E5: whatever the order in which events come, and however often, the destination ends as the source.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use dth_core::{
+    env::{Env, SeededEnv, random_below},
+    job::EventSettings,
+    memory::{MemoryQueue, MemoryState, MemoryStore},
+    object::ObjectKey,
+    queue::{Message, Queue},
+    scope::TaskScope,
+    worker::{Worker, WorkerSettings},
+};
+use proptest::prelude::*;
+use serde_json::json;
+use std::{sync::Arc, time::Duration};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+struct Bench {
+    source: MemoryStore,
+    sink: MemoryStore,
+    queue: Arc<MemoryQueue>,
+    state: Arc<MemoryState>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self {
+            source: MemoryStore::default(),
+            sink: MemoryStore::default(),
+            queue: Arc::new(MemoryQueue::new()),
+            state: Arc::new(MemoryState::new()),
+        }
+    }
+
+    fn workers(&self, number: u32) -> TaskScope {
+        let mut scope = TaskScope::new();
+        for _ in 0..number {
+            let settings = WorkerSettings { events: EventSettings { deletes: true, bucket: None }, packs: 8, ..WorkerSettings::default() };
+            let (source, sink) = (Arc::new(self.source.clone()), Arc::new(self.sink.clone()));
+            let worker = Worker::builder(source, sink, self.queue.clone(), self.state.clone()).with_settings(settings).build().unwrap();
+            scope.spawn(async move { worker.run(CancellationToken::new()).await });
+        }
+        scope
+    }
+
+    /// Changes the source, and tells what an event says of it, in one of the forms.
+    fn change(&self, number: u64, key: &str, delete: bool) -> String {
+        let key: ObjectKey = key.into();
+        if delete {
+            self.source.remove(&key);
+        } else {
+            self.source.insert(key.clone(), format!("{number}"));
+        }
+        // Sequencers differ in length, and are to be compared as if they ended with zeros.
+        let sequencer = format!("{:X}", 0x0055_AED6_0000_0000u64 + number).trim_end_matches('0').to_owned();
+        let size = 1;
+        let encoded = key.as_str().bytes().fold(String::new(), |text, b| format!("{text}%{b:02X}"));
+        let record = |name: &str| {
+            json!({"Records": [{"eventName": name, "s3": {"bucket": {"name": "b"},
+                "object": {"key": encoded, "size": size, "eTag": "ignored", "sequencer": sequencer}}}]})
+        };
+        let s3 = record(if delete { "ObjectRemoved:Delete" } else { "ObjectCreated:Put" });
+        match number % 4 {
+            0 => json!({"detail-type": if delete { "Object Deleted" } else { "Object Created" },
+                "detail": {"bucket": {"name": "b"}, "object": {"key": key, "size": size, "sequencer": sequencer}}}),
+            1 => json!({"Type": "Notification", "TopicArn": "t", "Message": s3.to_string()}),
+            2 => json!({"key": key, "size": size, "sequencer": sequencer, "event": if delete { "delete" } else { "create" }}),
+            _ => s3,
+        }
+        .to_string()
+    }
+
+    async fn send(&self, body: String, delay: Duration) {
+        self.queue.send(&[Message { body, delay }]).await.unwrap().pop().unwrap().unwrap();
+    }
+
+    async fn settle(&self) {
+        while self.queue.depth().await.unwrap().pending() > 0 {
+            sleep(Duration::from_secs(1)).await;
+        }
+        assert!(self.queue.dead_letters(None, 10).await.unwrap().is_empty());
+        let bodies = |store: &MemoryStore| store.snapshot().into_iter().map(|(k, o)| (k, o.body.clone())).collect::<Vec<_>>();
+        assert_eq!(bodies(&self.sink), bodies(&self.source));
+    }
+}
+
+/// 10,000 messages about creates and deletes of 500 keys, shuffled and duplicated, while the source goes on changing.
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_shuffled_events_converge() {
+    let bench = Bench::new();
+    let env = SeededEnv::new(11);
+    let workers = bench.workers(4);
+    let (changes, messages) = (6_000, 10_000);
+    let mut sent = 0;
+    for number in 0..changes {
+        let key = format!("k/{}", random_below(&env, 500));
+        let body = bench.change(number, &key, random_below(&env, 3) == 0);
+        let left = changes - number;
+        let copies = if messages - sent > left && random_below(&env, 3) < 2 { 2 } else { 1 }.min(messages - sent);
+        let copies = if left == 1 { messages - sent } else { copies };
+        for _ in 0..copies {
+            // Up to ten minutes late: most events overtake others.
+            bench.send(body.clone(), Duration::from_millis(random_below(&env, 600_000))).await;
+        }
+        sent += copies;
+        if env.random().is_multiple_of(8) {
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+    assert_eq!(sent, messages);
+    bench.settle().await;
+    assert!(bench.source.snapshot().len() > 100);
+    drop(workers);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Any permutation of any events, any of them any number of times.
+    #[test]
+    fn any_order_converges(
+        changes in proptest::collection::vec((0u8..3, any::<bool>()), 1..12),
+        order in proptest::collection::vec((any::<proptest::sample::Index>(), 0u64..30), 0..30),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let bench = Bench::new();
+            let workers = bench.workers(2);
+            let events: Vec<String> = changes.iter().zip(1..).map(|((key, delete), n)| bench.change(n, &format!("k{key}"), *delete)).collect();
+            // What is duplicated comes before, after and between those that every event has.
+            for (event, delay) in &order {
+                bench.send(event.get(&events).clone(), Duration::from_secs(*delay)).await;
+            }
+            for (n, event) in events.iter().enumerate().rev() {
+                bench.send(event.clone(), Duration::from_secs((n as u64 * 7) % 30)).await;
+            }
+            bench.settle().await;
+            drop(workers);
+        });
+    }
+}
