@@ -355,6 +355,9 @@ impl Weather {
             let kind = if random_below(&*self.env, 2) == 0 { ErrorKind::Throttled } else { ErrorKind::Unavailable };
             return Err(Error::new(kind, op, "chaos"));
         }
+        if strike == Some(Strike::Late) {
+            self.note("late effect");
+        }
         if strike == Some(Strike::Late) || self.strikes(|f| f.late, "late effect") {
             let delay = Duration::from_millis(random_below(&*self.env, 60_000));
             let weather = Arc::downgrade(self);

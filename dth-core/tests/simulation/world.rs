@@ -148,7 +148,7 @@ impl Options {
             hot: seed % HOT.0 == HOT.1,
             unpinned: seed % 16 == 15,
             inside: (seed % 16 == 4).then_some([16, 16, 64, 0][(seed / 16 % 4) as usize]),
-            giants: matches!(seed % 8, 1 | 6).then_some(17),
+            giants: (seed % 8 == 1 || seed % 16 == 6).then_some(17),
         };
         // Nothing but its version tells what an object of this source is: wrong bits could be seen by nobody, but reads and
         // uploads must still be of one version.
