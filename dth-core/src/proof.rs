@@ -115,7 +115,6 @@ named! {
         UploadsUnnoted => "uploads are begun without a note for the sweep",
         CursorAhead => "a cursor moves past jobs that are not kept yet",
         CopyNotPinned => "a copy inside the store is of whatever version is there",
-        DeletionLast => "nobody looks whether an object came back while it was deleted",
         ManyClosers => "whoever sees all parts of a giant completes it, whether or not somebody else does",
         WaitingForgotten => "a job whose object is handed out in parts does not end with it",
         AnswerNotCompared => "an answer that is another version than was asked for is believed",

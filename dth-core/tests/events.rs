@@ -5,10 +5,11 @@
 use dth_core::{
     env::{Env, SeededEnv, random_below},
     job::EventSettings,
-    memory::{MemoryQueue, MemoryState, MemoryStore},
+    memory::{Change, MemoryQueue, MemoryState, MemoryStore},
     object::ObjectKey,
     queue::{Message, Queue},
     scope::TaskScope,
+    state::{StateStore, Status},
     worker::{Worker, WorkerSettings},
 };
 use proptest::prelude::*;
@@ -112,6 +113,62 @@ async fn ten_thousand_shuffled_events_converge() {
     assert_eq!(sent, messages);
     bench.settle().await;
     assert!(bench.source.snapshot().len() > 100);
+    drop(workers);
+}
+
+/// An object that comes back at the source while it is deleted is copied again: another worker may have found it equal.
+#[tokio::test(start_paused = true)]
+async fn what_comes_back_while_it_is_deleted_is_copied() {
+    let bench = Bench::new();
+    bench.sink.insert("k", "bytes");
+    let source = bench.source.clone();
+    bench.sink.watch(Box::new(move |key, change| {
+        if matches!(change, Change::Removed(_)) {
+            source.insert(key.clone(), "bytes");
+        }
+    }));
+    let workers = bench.workers(1);
+    bench.send(json!({"key": "k", "event": "delete"}).to_string(), Duration::ZERO).await;
+    bench.settle().await;
+    assert!(bench.sink.get(&"k".into()).is_some());
+    drop(workers);
+}
+
+/// A worker that had read an object before it was deleted brings it back late: the next one that finds it gone at the source
+/// removes it again.
+#[tokio::test(start_paused = true)]
+async fn what_was_deleted_does_not_stay_back() {
+    let bench = Bench::new();
+    let workers = bench.workers(1);
+    for (number, delete) in [(1, false), (2, true)] {
+        let event = bench.change(number, "k", delete);
+        bench.send(event, Duration::ZERO).await;
+        bench.settle().await;
+    }
+    bench.sink.insert("k", "late");
+    // The late worker's own message, or the look that it sends when it cannot record.
+    bench.send(json!({"key": "k"}).to_string(), Duration::ZERO).await;
+    bench.settle().await;
+    assert!(bench.sink.get(&"k".into()).is_none());
+    drop(workers);
+}
+
+/// A later event that was dealt with saves the look for an earlier one; one that comes again by another way looks for itself.
+#[tokio::test(start_paused = true)]
+async fn an_older_event_costs_no_look() {
+    let bench = Bench::new();
+    let workers = bench.workers(1);
+    let [first, second] = [3, 7].map(|number| bench.change(number, "k", false));
+    bench.send(second, Duration::ZERO).await;
+    bench.settle().await;
+    // Whoever looks now would find the source gone.
+    bench.source.remove(&"k".into());
+    bench.send(first, Duration::ZERO).await;
+    while bench.queue.depth().await.unwrap().pending() > 0 {
+        sleep(Duration::from_secs(1)).await;
+    }
+    let record = bench.state.records(&["k".into()]).await.unwrap().remove(0).unwrap();
+    assert_eq!(record.status, Status::Done, "nobody looked");
     drop(workers);
 }
 

@@ -196,7 +196,7 @@ impl Transfer {
                 self.children_first(job, 0).await?;
                 let done = self.copy(job, &key, journal).await?;
                 let gone = matches!(&done, Work::Ended(ended) if ended.outcome == Outcome::Cancelled);
-                if gone && journal.record().status == Status::Deleted && !wrong(Bug::DeletionLast) {
+                if gone && journal.record().status == Status::Deleted {
                     // Somebody removed it because the source does not hold it; a worker that had read it before may have brought
                     // it back since.
                     let again = Job { action: Action::Delete, destination: Seen::Unknown, ..job.anew() };
@@ -577,15 +577,13 @@ impl Transfer {
             Err(error) => return Err(error),
         };
         // It may have come back since, and have been found equal, or copied, by somebody else: the deletion undid that.
-        if !wrong(Bug::DeletionLast) {
-            match retry.run(&*self.env, || self.source.head(&job.key, None)).await {
-                Ok(info) => {
-                    reached(Branch::CameBack);
-                    return self.copy(&held_now(job, &info.entry), key, journal).await;
-                }
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
+        match retry.run(&*self.env, || self.source.head(&job.key, None)).await {
+            Ok(info) => {
+                reached(Branch::CameBack);
+                return self.copy(&held_now(job, &info.entry), key, journal).await;
             }
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
         let status = if outcome == Outcome::Deleted { Status::Deleted } else { Status::Skipped };
         let record = Record { source: None, destination: None, ..journal.next(status, self.env.now()) };
