@@ -101,7 +101,6 @@ named! {
         LostAnswerIsSuccess => "a lost answer is taken for success",
         LateWriteForgotten => "a look that shows what was there before is taken for success",
         OpaqueEtagBelieved => "an object of the right size under an opaque etag is taken for ours",
-        UploadsForgotten => "a record that states the same fact forgets that uploads were begun",
         LastBatchDropped => "results that do not fill a batch are not committed",
         OutcomeCountedTwice => "a duplicate counts in the ledger again",
         OutboxForgotten => "packs are sent without being kept until then",

@@ -3,15 +3,16 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use dth_core::{
-    env::{Env, SeededEnv, random_below},
+    env::{Env, SeededEnv, SystemEnv, random_below},
     job::EventSettings,
     memory::{Change, MemoryQueue, MemoryState, MemoryStore},
     object::ObjectKey,
     queue::{Message, Queue},
     scope::TaskScope,
-    state::{StateStore, Status},
+    state::{PackId, Record, RecordWrite, RunId, SourceVersion, StateStore, Status},
     worker::{Worker, WorkerSettings},
 };
+use futures_util::FutureExt;
 use proptest::prelude::*;
 use serde_json::json;
 use std::{sync::Arc, time::Duration};
@@ -169,6 +170,31 @@ async fn an_older_event_costs_no_look() {
     }
     let record = bench.state.records(&["k".into()]).await.unwrap().remove(0).unwrap();
     assert_eq!(record.status, Status::Done, "nobody looked");
+    drop(workers);
+}
+
+/// Another job has found the same while ours was at it, and its record knows that uploads were begun for the key: ours, which
+/// replaces it to be counted, must not forget that, or they are never swept.
+#[tokio::test(start_paused = true)]
+async fn a_record_of_the_same_fact_keeps_what_the_sweep_must_know() {
+    let bench = Bench::new();
+    let etag = bench.source.insert("k", "bytes");
+    let (state, since) = (bench.state.clone(), SystemEnv.now());
+    bench.sink.watch(Box::new(move |_, change| {
+        let Change::Published(object) = change else { return };
+        let mut record = Record::new("k".into(), RunId::new("events"), Status::Done, since);
+        record.source = Some(SourceVersion { etag: Some(etag.clone()), size: 5, version: None });
+        (record.destination, record.uploads_since) = (Some(object.etag.clone()), Some(since));
+        // The memory's state never waits.
+        let claim = state.claim(&PackId::new("other"), None, 1, &[]).now_or_never().unwrap().unwrap();
+        let write = RecordWrite { record, ends: Vec::new() };
+        state.commit(&claim.fence, &[write]).now_or_never().unwrap().unwrap();
+    }));
+    let workers = bench.workers(1);
+    bench.send(json!({"key": "k", "size": 5}).to_string(), Duration::ZERO).await;
+    bench.settle().await;
+    let record = bench.state.records(&["k".into()]).await.unwrap().remove(0).unwrap();
+    assert_eq!((record.version, record.uploads_since), (2, Some(since)), "ours over theirs");
     drop(workers);
 }
 

@@ -302,10 +302,8 @@ impl Inner {
                     WriteResult::Conflict(Some(stored)) if says_the_same(&stored, &done.record) && round < 3 => {
                         reached(Branch::SameFactFound);
                         done.record.version = stored.version;
-                        if !wrong(Bug::UploadsForgotten) {
-                            // What the sweep must know does not get lost with the overwritten record.
-                            done.record.uploads_since = stored.uploads_since.or(done.record.uploads_since);
-                        }
+                        // What the sweep must know does not get lost with the overwritten record.
+                        done.record.uploads_since = stored.uploads_since.or(done.record.uploads_since);
                         next.push_back((index, done));
                         continue;
                     }
