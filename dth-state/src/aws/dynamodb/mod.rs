@@ -548,7 +548,8 @@ impl StateStore for DynamoStore {
                 .expression_attribute_values(values, AttributeValue::Ns(numbers))
                 .expression_attribute_values(":t", self.expiry(FORGET_AFTER))
                 .return_values(ReturnValue::AllNew);
-            let answer = call.send().await.map_err(|e| classify(Op::SaveState, &*self.table, e))?;
+            let call = || async { call.clone().send().await.map_err(|e| classify(Op::SaveState, &*self.table, e)) };
+            let answer = self.one_of_many(call).await?;
             let of_group = (group * PARTS_A_SET).max(1)..=(group * PARTS_A_SET + PARTS_A_SET - 1).min(total);
             full &= answer.attributes.is_some_and(|item| saved_of(&item).filter(|n| of_group.contains(n)).count() == of_group.count());
         }
