@@ -204,6 +204,8 @@ impl DynamoStore {
             for at in refused.iter().filter(|at| **at < packs.len()) {
                 self.known_packs().remove(packs[*at]);
             }
+            // The fence is judged by the table: what is remembered may be of an epoch before the last claim.
+            self.known_packs().remove(&fence.pack);
             if !refused.is_empty() && !self.pack_states([&fence.pack].into_iter()).await?[&fence.pack].allows(fence) {
                 self.known_packs().remove(&fence.pack);
                 return Ok(false);

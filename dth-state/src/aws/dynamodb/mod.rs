@@ -534,7 +534,8 @@ impl StateStore for DynamoStore {
             groups.entry(number / PARTS_A_SET).or_default().push(number.to_string());
         }
         let pk = self.pk(upload.as_str());
-        let mut full = true;
+        // Whichever update comes last of all fills its own set, whatever this caller saw of the other one before.
+        let mut full = groups.is_empty();
         for (group, numbers) in groups {
             let (name, values) = ("#s", ":s");
             let call = self
@@ -551,7 +552,7 @@ impl StateStore for DynamoStore {
             let call = || async { call.clone().send().await.map_err(|e| classify(Op::SaveState, &*self.table, e)) };
             let answer = self.one_of_many(call).await?;
             let of_group = (group * PARTS_A_SET).max(1)..=(group * PARTS_A_SET + PARTS_A_SET - 1).min(total);
-            full &= answer.attributes.is_some_and(|item| saved_of(&item).filter(|n| of_group.contains(n)).count() == of_group.count());
+            full |= answer.attributes.is_some_and(|item| saved_of(&item).filter(|n| of_group.contains(n)).count() == of_group.count());
         }
         // Only who fills a set up looks at the others.
         if !full {
@@ -734,6 +735,9 @@ impl StateStore for DynamoStore {
         }
         let sent = step.sent.iter().map(|pack| self.delete_request(self.outbox_key(run, pack))).collect::<Result<Vec<_>>>()?;
         if let Err(error) = self.write_all(sent).await {
+            if nothing {
+                return Err(error);
+            }
             // The step is done; what stays in the outbox is sent once more, which does no harm.
             tracing::warn!(error = %error.chain(), "packs that were sent stay in the outbox");
         }
