@@ -162,6 +162,7 @@ pub enum Op {
     Configure,
     Plan,
     Transfer,
+    Notify,
 }
 
 /// `Display` names this layer only; the cause is reached through `source`, so that a report prints each cause once.

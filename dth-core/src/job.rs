@@ -285,14 +285,13 @@ impl Packer {
         Self { limit_bytes, limit_jobs: limit_jobs.max(1), jobs: Vec::new(), bytes: ENVELOPE }
     }
 
-    /// Takes a job; answers the jobs gathered before it when they are full.
+    /// Takes a job; answers the jobs of a pack when one is full.
     pub fn push(&mut self, job: Job) -> Option<Vec<Job>> {
         let bytes = estimate(&job);
-        let full = !self.jobs.is_empty() && (self.bytes + bytes > self.limit_bytes || self.jobs.len() >= self.limit_jobs);
-        let ready = full.then(|| self.take()).flatten();
+        let ready = if self.bytes + bytes > self.limit_bytes { self.take() } else { None };
         self.bytes += bytes;
         self.jobs.push(job);
-        ready
+        if self.jobs.len() >= self.limit_jobs { ready.or_else(|| self.take()) } else { ready }
     }
 
     /// The jobs gathered so far.

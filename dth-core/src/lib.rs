@@ -8,12 +8,15 @@ pub mod error;
 pub mod events;
 pub mod filter;
 pub mod finder;
+#[cfg(feature = "http")]
+pub mod http;
 pub mod index;
 pub mod job;
 pub mod key_map;
 pub mod limit;
 pub mod manifest;
 pub mod memory;
+pub mod notify;
 pub mod object;
 pub mod plan;
 #[cfg(feature = "conformance")]
@@ -25,6 +28,7 @@ pub mod report;
 pub mod retry;
 pub mod runs;
 pub mod scope;
+pub mod secret;
 pub mod sink;
 pub mod source;
 pub mod state;

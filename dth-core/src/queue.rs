@@ -99,6 +99,9 @@ pub trait Queue: fmt::Debug + Send + Sync + 'static {
     async fn depth(&self) -> Result<Depth>;
 
     /// A page of dead letters behind the one named.
+    ///
+    /// A queue in the cloud hides what it lists from other listers for a while; listing from the front (with `max` 0 and nothing
+    /// else) shows it again.
     async fn dead_letters(&self, after: Option<&str>, max: usize) -> Result<Vec<DeadLetter>>;
 
     /// Sends a dead letter again, with this body, as a new message. `NotFound` when it is not there.

@@ -111,7 +111,9 @@ async fn dead_jobs(
             if let Ok(pack) = Pack::parse(&dead.body, env)
                 && wanted(&dead, &pack.jobs)
             {
-                let fresh = pack.jobs.into_iter().map(|job| Job { attempts: 0, origin: None, ..job }).collect();
+                // The parts of an object that a queue has given up by itself: only the object's own job has a place in a ledger.
+                let whole = |job: Job| if job.parts.is_some() { job.anew() } else { job };
+                let fresh = pack.jobs.into_iter().map(|job| Job { attempts: 0, origin: None, ..whole(job) }).collect();
                 found.push((Some(dead.id), fresh));
             }
         }

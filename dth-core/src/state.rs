@@ -526,7 +526,7 @@ pub struct OutboxPack {
     pub held: bool,
 }
 
-/// One step of the finder, all or nothing.
+/// One step of the finder, all or nothing; at most [`Advance::MAX_PACKS`] packs.
 #[derive(Debug, Clone, Default)]
 pub struct Advance {
     /// Shards as they are to be; each names in `version` what it replaces.
@@ -537,6 +537,11 @@ pub struct Advance {
     pub packs: Vec<OutboxPack>,
     /// Packs of earlier steps that were sent.
     pub sent: Vec<PackId>,
+}
+
+impl Advance {
+    /// Stores may refuse more packs in one step (a transaction of DynamoDB takes 100 items).
+    pub const MAX_PACKS: usize = 90;
 }
 
 /// Where a job counts: its place in the pack that the finder made.

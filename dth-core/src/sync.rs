@@ -28,6 +28,7 @@ use crate::{
     key_map::KeyMap,
     manifest::Spool,
     memory::{MemoryQueue, MemoryState},
+    notify::{Alarms, Happened},
     object::ObjectKey,
     plan::cost::{Plan, Prices},
     queue::Queue,
@@ -36,7 +37,7 @@ use crate::{
     scope::TaskScope,
     sink::Sink,
     source::Source,
-    state::{RunId, StateStore},
+    state::{RunId, RunState, StateStore},
     sweep::{SweepReport, sweep},
     transfer::{Ended, Journal, Transfer},
     worker::{Worker, WorkerSettings},
@@ -57,6 +58,7 @@ pub struct Sync {
     worker: WorkerSettings,
     events: Events,
     spool: Option<Spool>,
+    alarms: Alarms,
     stop: CancellationToken,
 }
 
@@ -74,6 +76,7 @@ impl Sync {
             worker: WorkerSettings::default(),
             events: Events::default(),
             spool: None,
+            alarms: Alarms::default(),
             stop: CancellationToken::new(),
         }
     }
@@ -115,6 +118,12 @@ impl Sync {
         self
     }
 
+    /// Sets who is told of dead letters, of a finder that failed and of the end of a run.
+    pub fn with_alarms(mut self, alarms: Alarms) -> Self {
+        self.alarms = alarms;
+        self
+    }
+
     /// Stops, with draining, when this token is cancelled; the run can be resumed.
     pub fn with_stop(mut self, stop: CancellationToken) -> Self {
         self.stop = stop;
@@ -136,6 +145,7 @@ impl Sync {
             .with_settings(self.finder.clone())
             .with_events(self.events.clone())
             .with_spool(self.spool.clone())
+            .with_alarms(self.alarms.clone())
             .build()
     }
 
@@ -147,6 +157,7 @@ impl Sync {
             .with_env(Arc::clone(&self.env))
             .with_settings(settings)
             .with_events(self.events.clone())
+            .with_alarms(self.alarms.clone())
             .build()
     }
 
@@ -208,7 +219,16 @@ impl Sync {
         {
             tracing::warn!(error = %error.chain(), "unfinished uploads could not be swept");
         }
-        Ok(Report::new(run))
+        let report = Report::new(run);
+        self.tell_of_end(&report).await;
+        Ok(report)
+    }
+
+    /// Tells of the end of a run; of one that goes on there is nothing to tell.
+    pub async fn tell_of_end(&self, report: &Report) {
+        if report.run.state == RunState::Finished {
+            self.alarms.tell(Happened::RunEnded { report: Box::new(report.clone()) }).await;
+        }
     }
 
     /// Runs in the background, under a handle that can pause, resume, cancel and watch it.

@@ -6,6 +6,7 @@ use dth_core::{
     error::{ErrorKind, Result},
     finder::{Finder, FinderSettings, Overwrite},
     index::{Index, IndexCapability, ListOrder, ListPage, ListRequest},
+    job::{Job, JobParts, Pack, Seen},
     key_map::KeyMap,
     manifest::{self, Line, Spool, Verification},
     memory::{MemoryQueue, MemoryState, MemoryStore, MemoryStoreSettings},
@@ -13,8 +14,8 @@ use dth_core::{
     queue::{Message, Queue},
     retry::RetryPolicy,
     runs,
-    sink::{PutOptions, Sink},
-    state::{Outcome, RunState, StateStore, Verified},
+    sink::{PutOptions, Sink, UploadId},
+    state::{Outcome, RunId, RunState, StateStore, Verified},
     sync::Sync,
     transfer::TransferSettings,
     worker::WorkerSettings,
@@ -329,6 +330,31 @@ async fn failed_objects_are_retried() {
     assert_eq!(runs::retry_failed(&*state, &*queue, None, Overwrite::Always, &env, &retry).await.unwrap(), None);
 }
 
+/// A queue may give the message of some parts up by itself; sent again, it is the object's, and its run ends.
+#[tokio::test(start_paused = true)]
+async fn parts_that_the_queue_gave_up_are_redriven_as_their_object() {
+    let (source, sink) = (MemoryStore::default(), MemoryStore::default());
+    source.insert("giant", vec![7; 5000]);
+    let (queue, state) = (Arc::new(MemoryQueue::new()), Arc::new(MemoryState::new()));
+    let entry = source.head(&"giant".into(), None).await.unwrap().entry;
+    let parts = JobParts { upload: UploadId::new("gone"), first: 2, last: 3, attempts: 1 };
+    let job = Job { parts: Some(parts), ..Job::copy(&entry, Seen::Absent) };
+    let body = Pack::new(&SeededEnv::new(1), Some(RunId::new("old")), vec![job]).to_body();
+    queue.send(&[Message { body, delay: Duration::ZERO }]).await.unwrap();
+    let delivery = queue.receive(1, Duration::from_secs(9), Duration::ZERO).await.unwrap().remove(0);
+    queue.dead_letter(&delivery, "a hundred deliveries").await.unwrap();
+    let (env, retry) = (SeededEnv::new(2), RetryPolicy::default());
+    let run = runs::redrive(&*state, &*queue, None, &env, &retry).await.unwrap().unwrap();
+    let task = task(&source, &sink).with_state(queue, state.clone());
+    let worker = task.worker().unwrap();
+    let mut scope = dth_core::scope::TaskScope::new();
+    scope.spawn(async move { worker.run(CancellationToken::new()).await });
+    let wait = runs::wait(&*state, &run.id, &env, &retry);
+    let run = tokio::time::timeout(Duration::from_secs(60), wait).await.expect("its ledger closes").unwrap();
+    assert_eq!((run.state, run.outcomes_like("copied").objects), (RunState::Finished, 1));
+    assert_eq!(bodies(&source), bodies(&sink));
+}
+
 /// A manifest of all: copied objects by their records, equal ones by the finder's spool, each key once, also after a finder
 /// that died and did a step again.
 #[tokio::test]
@@ -415,6 +441,24 @@ proptest! {
             Ok(())
         })?;
     }
+}
+
+/// Whatever follows each other between two pages, a step stays small enough for every store.
+#[tokio::test]
+async fn a_step_of_the_finder_stays_small() {
+    let (source, sink) = (MemoryStore::default(), MemoryStore::default());
+    for n in 0..30_000 {
+        sink.insert(format!("m/{n:06}"), "old");
+    }
+    source.insert("z", "new");
+    let (queue, state) = (Arc::new(MemoryQueue::new()), Arc::new(MemoryState::new()));
+    let settings = FinderSettings { shards: 1, pack_jobs: 20, delete_extra: true, max_delete: 100_000, ..FinderSettings::default() };
+    let finder = Finder::builder(Arc::new(source.clone()), Arc::new(sink), queue.clone(), state.clone());
+    let finder = finder.with_settings(settings).build().unwrap();
+    // The state refuses a step with more packs than a store has to take.
+    let run = finder.run(&CancellationToken::new()).await.unwrap();
+    assert_eq!((run.totals.extra_queued.objects, run.totals.queued.objects), (30_000, 1));
+    assert_eq!(queue.depth().await.unwrap().ready, 1501);
 }
 
 /// Uploads of other tools are not ours to sweep.

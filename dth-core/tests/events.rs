@@ -4,9 +4,9 @@
 
 use dth_core::{
     env::{Env, SeededEnv, SystemEnv, random_below},
-    job::EventSettings,
+    job::{EventSettings, Job, Pack},
     memory::{Change, MemoryQueue, MemoryState, MemoryStore},
-    object::ObjectKey,
+    object::{ETag, ObjectKey, Sequencer},
     queue::{Message, Queue},
     scope::TaskScope,
     state::{PackId, Record, RecordWrite, RunId, SourceVersion, StateStore, Status},
@@ -223,4 +223,36 @@ proptest! {
             drop(workers);
         });
     }
+}
+
+/// Each form that arrives in a queue, from files as the services and the original system write them.
+#[test]
+fn every_form_of_a_message_is_read() {
+    let read = |body: &str| {
+        let settings = EventSettings { deletes: true, bucket: Some("source".into()) };
+        let pack = Pack::read(body, "", &settings, &SystemEnv).unwrap();
+        let told = |job: &Job| {
+            let size = job.size.map_or("?".to_owned(), |n| n.to_string());
+            let etag = job.etag.as_ref().map_or("-", ETag::as_str);
+            let sequencer = job.sequencer.as_ref().map_or("-", Sequencer::as_str);
+            format!("{:?} {} {size} {etag} {sequencer}", job.action, job.key)
+        };
+        pack.jobs.iter().map(told).collect::<Vec<_>>()
+    };
+    macro_rules! form {
+        ($name:literal) => {
+            read(include_str!(concat!("../fixtures/messages/", $name, ".json")))
+        };
+    }
+    let created = ["Copy photos/2022/a b+c é.jpg 1024 d41d8cd98f00b204e9800998ecf8427e 0055AED6DCD90281E5"];
+    assert_eq!(form!("original-object"), ["Copy photos/2022/a b.jpg 10240 - -"]);
+    // A part of another system's upload: the object is looked at as a whole.
+    assert_eq!(form!("original-part"), ["Copy videos/giant.mov ? - -"]);
+    assert_eq!(form!("bridge-delete"), ["Delete photos/2022/a b.jpg ? - 0055AED6DCD90281E5"]);
+    assert_eq!(form!("s3-created"), created);
+    assert_eq!(form!("s3-many"), ["Copy photos/1 8 b 0C", "Delete photos/2 ? - 0B"]);
+    assert!(form!("s3-test").is_empty());
+    assert_eq!(form!("eventbridge-created"), ["Copy photos/a+b c.jpg 5 b1946ac92492d2347c6235b4d2611184 617F08299329D189"]);
+    assert_eq!(form!("eventbridge-deleted"), ["Delete photos/gone.jpg ? d41d8cd98f00b204e9800998ecf8427e 617F0837B476E463"]);
+    assert_eq!(form!("sns-created"), created);
 }

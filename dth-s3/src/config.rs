@@ -1,9 +1,12 @@
 //! Settings of one bucket; plain data.
 
 use crate::profile::Profile;
-use dth_core::error::{Error, ErrorKind, Op, Result};
+use dth_core::{
+    error::{Error, ErrorKind, Op, Result},
+    http::Proxy,
+    secret::Secret,
+};
 use serde::{Deserialize, Serialize};
-use std::fmt;
 
 /// How the bucket is put into the URL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -16,35 +19,6 @@ pub enum Style {
     Path,
     /// `https://bucket.endpoint/key`.
     VirtualHost,
-}
-
-/// A text that is never printed.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(String);
-
-/// Writes stars: settings may be written down, secrets may not.
-impl Serialize for Secret {
-    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.serialize_str("***")
-    }
-}
-
-impl Secret {
-    /// Wraps a secret.
-    pub fn new(secret: impl Into<String>) -> Self {
-        Self(secret.into())
-    }
-
-    pub(crate) fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
 }
 
 /// Whose rights are used; said explicitly, never guessed, never another identity when one fails.
@@ -77,6 +51,47 @@ pub enum CredentialsConfig {
         #[serde(default)]
         profile: Option<String>,
     },
+    /// A key pair that lies in AWS Secrets Manager as JSON, `{"access_key_id": …, "secret_access_key": …}` and, if need be,
+    /// `"session_token"` (feature `secrets-manager`). The default chain must have the right to read it.
+    ///
+    /// It is read again every ten minutes, and when the store refuses what it holds. A secret that cannot be read is an error;
+    /// no other identity takes its place.
+    Secret {
+        /// Name or ARN of the secret.
+        name: String,
+        /// Where it is, when that is not the region of the environment or profile.
+        #[serde(default)]
+        region: Option<String>,
+        /// Another endpoint than Amazon's.
+        #[serde(default)]
+        endpoint: Option<String>,
+    },
+    /// A role, assumed with other credentials (feature `aws-config`). Renewed before it expires.
+    AssumeRole {
+        /// ARN of the role.
+        role: String,
+        /// What the role's trust policy asks for, if anything.
+        #[serde(default)]
+        external_id: Option<String>,
+        /// How the session is called in the logs of the account; `dth` where nothing is set.
+        #[serde(default)]
+        session_name: Option<String>,
+        /// The region whose STS is asked, when that is not the bucket's; it decides the partition.
+        #[serde(default)]
+        region: Option<String>,
+        /// Another endpoint of STS than Amazon's.
+        #[serde(default)]
+        endpoint: Option<String>,
+        /// Whose rights are used to assume it.
+        base: Box<CredentialsConfig>,
+    },
+}
+
+impl CredentialsConfig {
+    /// Whether there may be other keys when it is asked again.
+    pub(crate) fn may_change(&self) -> bool {
+        matches!(self, Self::DefaultChain { .. } | Self::Secret { .. } | Self::AssumeRole { .. })
+    }
 }
 
 /// Server-side encryption of what is written.
@@ -93,31 +108,6 @@ pub enum Encryption {
         /// The key; the bucket's default key where there is none.
         #[serde(default)]
         key_id: Option<String>,
-    },
-}
-
-/// Which proxy requests go through.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "kind", deny_unknown_fields)]
-pub enum Proxy {
-    /// As `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` say, in either case.
-    #[default]
-    Environment,
-    /// None, whatever the environment says.
-    None,
-    /// This one.
-    Url {
-        /// `http(s)://host:port`.
-        url: String,
-        /// User for basic authentication.
-        #[serde(default)]
-        user: Option<String>,
-        /// Its password.
-        #[serde(default)]
-        password: Option<Secret>,
-        /// Hosts that are reached directly, as in `NO_PROXY`.
-        #[serde(default)]
-        no_proxy: Option<String>,
     },
 }
 

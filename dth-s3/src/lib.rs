@@ -11,9 +11,12 @@ mod sink;
 mod store;
 mod wire;
 
-pub use config::{CredentialsConfig, Encryption, Proxy, S3Config, Secret, Style};
+pub use config::{CredentialsConfig, Encryption, S3Config, Style};
+pub use dth_core::{
+    http::{Connector, Proxy, Transport},
+    secret::Secret,
+};
 #[cfg(feature = "object_store")]
 pub use object_store::{LocalDirectory, ObjectStoreAdapter};
 pub use profile::Profile;
 pub use store::{BucketFacts, S3Store};
-pub use wire::{Connector, Transport};

@@ -4,12 +4,13 @@ use crate::{
     config::{CredentialsConfig, Encryption, S3Config},
     headers,
     profile::Facts,
-    wire::{Answer, Connector, Request, RequestBody, Wire, uri, xml},
+    wire::{Answer, Request, RequestBody, Wire, uri, xml},
 };
 use async_trait::async_trait;
 use dth_core::{
     env::{SharedEnv, SystemEnv},
     error::{Error, ErrorKind, Op, Result},
+    http::Connector,
     index::{Index, IndexCapability, ListFrom, ListOrder, ListPage, ListRequest},
     object::{Entry, EtagKind, ObjectInfo, ObjectKey, Tags, VersionId},
     source::{CopyOrigin, Read, ReadOptions, ReadRange, Source, SourceCapability},

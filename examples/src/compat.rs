@@ -1,13 +1,13 @@
 //! Settings of the original system: its flat YAML file, and the same names in the environment.
 
-use crate::Settings;
+use crate::{Settings, settings::Cluster};
 use anyhow::{Context, bail};
 use dth_core::plan::compare::CompareBy;
 use dth_s3::{CredentialsConfig, Encryption};
 use std::collections::BTreeMap;
 
 /// Names of the original system, in upper case.
-const NAMES: [&str; 22] = [
+const NAMES: [&str; 24] = [
     "SOURCE_TYPE",
     "SRC_BUCKET",
     "SRC_PREFIX",
@@ -30,6 +30,8 @@ const NAMES: [&str; 22] = [
     "CHUNK_SIZE",
     "MULTIPART_THRESHOLD",
     "FINDER_NUMBER",
+    "JOB_QUEUE_NAME",
+    "JOB_TABLE_NAME",
 ];
 
 /// The names that are set in the environment.
@@ -58,6 +60,25 @@ fn snake(name: &str) -> String {
         return name.to_ascii_uppercase();
     }
     name.chars().flat_map(|c| if c.is_ascii_uppercase() { vec!['_', c] } else { vec![c.to_ascii_uppercase()] }).collect()
+}
+
+/// A secret in the region of the environment; the original knows no other place.
+fn secret(name: String) -> CredentialsConfig {
+    CredentialsConfig::Secret { name, region: None, endpoint: None }
+}
+
+/// Queue and state in AWS, as the original system has them.
+fn cluster(settings: &mut Settings) -> &mut Cluster {
+    settings.state = None;
+    settings.cluster.get_or_insert_with(|| Cluster {
+        queue: String::new(),
+        table: "dth".into(),
+        task: "default".into(),
+        job_table: None,
+        create: true,
+        region: None,
+        endpoint: None,
+    })
 }
 
 /// Puts values of the original system over settings. An error names the setting and what to do.
@@ -106,14 +127,18 @@ pub fn apply(settings: &mut Settings, values: BTreeMap<String, String>) -> anyho
             "CHUNK_SIZE" => s.worker.transfer.part_size = mib()?,
             "MULTIPART_THRESHOLD" => s.worker.transfer.single_max = mib()?,
             "FINDER_NUMBER" => s.finder.shards = value.parse().with_context(|| format!("{name} = `{value}`: a number is expected"))?,
+            // Its queue is read as it is. Its table has keys of another kind: it is kept up to date, and ours lies beside it.
+            "JOB_QUEUE_NAME" if !value.is_empty() => cluster(s).queue = value,
+            "JOB_TABLE_NAME" if !value.is_empty() => {
+                let cluster = cluster(s);
+                cluster.table = format!("{value}-dth");
+                cluster.job_table = Some(value);
+            }
+            "SRC_CREDENTIALS" if !value.is_empty() => s.source.credentials = secret(value),
+            "DEST_CREDENTIALS" if !value.is_empty() => s.destination.credentials = secret(value),
+            // Said of a bucket, it stands over the name of a secret: the names come in the order of the alphabet.
             "SRC_IN_CURRENT_ACCOUNT" if flag()? => s.source.credentials = CredentialsConfig::DefaultChain { profile: None },
             "DEST_IN_CURRENT_ACCOUNT" if flag()? => s.destination.credentials = CredentialsConfig::DefaultChain { profile: None },
-            "SRC_CREDENTIALS" | "DEST_CREDENTIALS" if !value.is_empty() => {
-                // Never another identity in its place.
-                bail!(
-                    "{name} = `{value}`: secrets of AWS Secrets Manager are not read by these examples; name the credentials in [source.credentials] and [destination.credentials]"
-                )
-            }
             _ => {}
         }
     }
@@ -132,11 +157,18 @@ mod tests {
         assert_eq!((settings.source.bucket.as_str(), settings.destination.bucket.as_str()), ("a", "b"));
         assert_eq!((settings.finder.prefix.as_str(), settings.worker.transfer.part_size), ("p/", 5 << 20));
         assert_eq!(settings.destination.encryption, Encryption::Aes256);
+        let text = "SRC_CREDENTIALS: drh-key\nSRC_IN_CURRENT_ACCOUNT: false\nDEST_CREDENTIALS: other\nDEST_IN_CURRENT_ACCOUNT: true\n";
+        apply(&mut settings, flat_yaml(text).unwrap()).unwrap();
+        assert_eq!(settings.source.credentials, secret("drh-key".into()));
+        assert_eq!(settings.destination.credentials, CredentialsConfig::DefaultChain { profile: None });
+        apply(&mut settings, flat_yaml("JOB_QUEUE_NAME: q\nJOB_TABLE_NAME: t\n").unwrap()).unwrap();
+        let cluster = settings.cluster.unwrap();
+        assert_eq!((cluster.queue.as_str(), cluster.table.as_str(), cluster.job_table.as_deref()), ("q", "t-dth", Some("t")));
     }
 
     #[test]
     fn bad_values_are_named() {
-        for bad in ["PAYER_REQUEST: maybe", "CHUNK_SIZE: big", "SOURCE_TYPE: Floppy", "SRC_CREDENTIALS: name"] {
+        for bad in ["PAYER_REQUEST: maybe", "CHUNK_SIZE: big", "SOURCE_TYPE: Floppy"] {
             let error = apply(&mut Settings::default(), flat_yaml(bad).unwrap()).unwrap_err();
             let name = bad.split(':').next().unwrap();
             assert!(format!("{error:#}").contains(name), "{error:#}");

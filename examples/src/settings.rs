@@ -2,18 +2,31 @@
 
 use anyhow::Context;
 use dth_core::{
-    finder::FinderSettings, key_map::KeyMap, manifest::Spool, plan::cost::Prices, queue::Queue, sink::Sink, source::Source,
-    state::StateStore, sync::Sync, worker::WorkerSettings,
+    error::{Error, ErrorKind, Op},
+    finder::FinderSettings,
+    http::{Http, HttpSettings, Proxy},
+    key_map::KeyMap,
+    manifest::Spool,
+    notify::{Alarms, LogNotifier, Notifier, Webhook},
+    plan::cost::Prices,
+    queue::Queue,
+    secret::Secret,
+    sink::Sink,
+    source::Source,
+    state::StateStore,
+    sync::Sync,
+    worker::WorkerSettings,
 };
 use dth_s3::{LocalDirectory, S3Config, S3Store};
 use dth_state::{
     DynamoStore, Sqlite, SqsQueue,
-    aws::{SdkConfig, aws_config},
+    aws::{JobTable, SdkConfig, SnsNotifier, aws_config},
 };
 use serde::{Deserialize, Serialize};
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 /// A task: both sides, where its state lies, and how it is done.
@@ -34,6 +47,8 @@ pub struct Settings {
     pub state: Option<PathBuf>,
     /// Queue and state in Amazon SQS and DynamoDB instead, for workers on any number of machines.
     pub cluster: Option<Cluster>,
+    /// Who is told of dead letters, of a finder that failed and of the end of a run.
+    pub alarms: AlarmSettings,
     /// A folder for the manifest's lines of objects that were found equal; copied ones are in the state.
     pub manifest: Option<PathBuf>,
     /// Finding.
@@ -55,6 +70,9 @@ pub struct Cluster {
     /// Tasks that share a table have different names.
     #[serde(default = "Cluster::default_task")]
     pub task: String,
+    /// The job table of the original system, which is kept up to date besides; `runs import` reads it.
+    #[serde(default)]
+    pub job_table: Option<String>,
     /// Make queue, dead-letter queue and table where they do not exist.
     #[serde(default)]
     pub create: bool,
@@ -71,27 +89,91 @@ impl Cluster {
         "default".into()
     }
 
-    async fn config(&self) -> SdkConfig {
-        let mut loader = aws_config::defaults(aws_config::BehaviorVersion::latest());
-        if let Some(region) = &self.region {
-            loader = loader.region(aws_config::Region::new(region.clone()));
-        }
-        if let Some(endpoint) = &self.endpoint {
-            loader = loader.endpoint_url(endpoint);
-        }
-        loader.load().await
-    }
-
     async fn open(&self) -> dth_core::error::Result<Stores> {
-        let config = self.config().await;
+        if self.queue.is_empty() {
+            let why = "name the queue: `cluster.queue`, or JOB_QUEUE_NAME in the environment";
+            return Err(Error::new(ErrorKind::Invalid, Op::Configure, "queue").with_source(why));
+        }
+        let config = sdk_config(self.region.as_ref(), self.endpoint.as_ref()).await;
         let queue = if self.create { SqsQueue::create(&config, &self.queue).await? } else { SqsQueue::open(&config, &self.queue).await? };
         let state = if self.create {
             DynamoStore::create(&config, &self.table, &self.task).await?
         } else {
             DynamoStore::open(&config, &self.table, &self.task).await?
         };
-        Ok(Stores { queue: Arc::new(queue), state: Arc::new(state) })
+        let state: Arc<dyn StateStore> = Arc::new(state);
+        let state = match &self.job_table {
+            Some(name) => Arc::new(JobTable::open(&config, name).await?.mirror(state)),
+            None => state,
+        };
+        Ok(Stores { queue: Arc::new(queue), state })
     }
+
+    /// The job table of the original system.
+    pub async fn open_job_table(&self) -> anyhow::Result<JobTable> {
+        let name = self.job_table.as_ref().context("this command needs `job_table = \"NAME\"` in [cluster]")?;
+        Ok(JobTable::open(&sdk_config(self.region.as_ref(), self.endpoint.as_ref()).await, name).await?)
+    }
+}
+
+/// Who is told, and how often.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AlarmSettings {
+    /// How the task is called in notices.
+    pub task: String,
+    /// Write notices to the log.
+    pub log: bool,
+    /// ARN of an SNS topic.
+    pub sns: Option<String>,
+    /// Another endpoint of SNS than Amazon's.
+    pub endpoint: Option<String>,
+    /// URL to which the JSON form is posted.
+    pub webhook: Option<Secret>,
+    /// Token for it, sent as `Authorization: Bearer …`.
+    pub webhook_token: Option<Secret>,
+    /// Tell of dead letters at most once in so many seconds.
+    pub every_seconds: u64,
+}
+
+impl Default for AlarmSettings {
+    fn default() -> Self {
+        let task = "dth".to_owned();
+        Self { task, log: false, sns: None, endpoint: None, webhook: None, webhook_token: None, every_seconds: 300 }
+    }
+}
+
+impl AlarmSettings {
+    async fn open(&self, proxy: &Proxy) -> anyhow::Result<Alarms> {
+        let mut notifiers: Vec<Arc<dyn Notifier>> = Vec::new();
+        if self.log {
+            notifiers.push(Arc::new(LogNotifier));
+        }
+        if let Some(topic) = &self.sns {
+            let config = sdk_config(None, self.endpoint.as_ref()).await;
+            notifiers.push(Arc::new(SnsNotifier::new(&config, topic)?));
+        }
+        if let Some(url) = &self.webhook {
+            let http = Http::new(HttpSettings { proxy: proxy.clone(), ..HttpSettings::default() })?;
+            let hook = Webhook::new(url.clone(), http)?;
+            notifiers.push(match &self.webhook_token {
+                Some(token) => Arc::new(hook.with_bearer(token.clone())),
+                None => Arc::new(hook),
+            });
+        }
+        Ok(Alarms::new(&*self.task, notifiers).with_every(Duration::from_secs(self.every_seconds)))
+    }
+}
+
+async fn sdk_config(region: Option<&String>, endpoint: Option<&String>) -> SdkConfig {
+    let mut loader = aws_config::defaults(aws_config::BehaviorVersion::latest());
+    if let Some(region) = region {
+        loader = loader.region(aws_config::Region::new(region.clone()));
+    }
+    if let Some(endpoint) = endpoint {
+        loader = loader.endpoint_url(endpoint);
+    }
+    loader.load().await
 }
 
 /// Where jobs wait, and what is known.
@@ -139,19 +221,28 @@ impl Settings {
 
     /// The task, put together.
     pub async fn task(&self) -> anyhow::Result<Sync> {
+        if self.state.is_none() && self.cluster.is_none() {
+            return self.task_without_state().await;
+        }
+        let stores = self.stores().await?;
+        self.task_on(&stores).await
+    }
+
+    /// The task, on stores that are open.
+    pub async fn task_on(&self, stores: &Stores) -> anyhow::Result<Sync> {
+        Ok(self.task_without_state().await?.with_state(Arc::clone(&stores.queue), Arc::clone(&stores.state)))
+    }
+
+    async fn task_without_state(&self) -> anyhow::Result<Sync> {
         let task = Sync::new(self.source()?, self.sink()?)
             .with_keys(KeyMap::new(&self.destination_prefix))
             .with_finder(self.finder.clone())
-            .with_worker(self.worker.clone());
-        let task = match &self.manifest {
+            .with_worker(self.worker.clone())
+            .with_alarms(self.alarms.open(&self.destination.proxy).await.context("[alarms]")?);
+        Ok(match &self.manifest {
             Some(folder) => task.with_spool(Spool::new(folder)),
             None => task,
-        };
-        if self.state.is_none() && self.cluster.is_none() {
-            return Ok(task);
-        }
-        let Stores { queue, state } = self.stores().await?;
-        Ok(task.with_state(queue, state))
+        })
     }
 
     /// The source.

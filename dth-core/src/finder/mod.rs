@@ -17,6 +17,7 @@ use crate::{
     index::{Index, ListOrder},
     key_map::KeyMap,
     manifest::Spool,
+    notify::{Alarms, Happened},
     object::EtagKind,
     plan::{
         compare::{Compare, CompareBy},
@@ -115,9 +116,16 @@ pub struct FinderBuilder {
     settings: FinderSettings,
     events: Events,
     spool: Option<Spool>,
+    alarms: Alarms,
 }
 
 impl FinderBuilder {
+    /// Sets who is told when it fails.
+    pub fn with_alarms(mut self, alarms: Alarms) -> Self {
+        self.alarms = alarms;
+        self
+    }
+
     /// Keeps a line of the manifest for each object that is found equal.
     pub fn with_spool(mut self, spool: Option<Spool>) -> Self {
         self.spool = spool;
@@ -169,6 +177,7 @@ impl FinderBuilder {
                 settings: self.settings,
                 events: self.events,
                 spool: self.spool,
+                alarms: self.alarms,
                 filter,
                 compare,
                 room: AtomicU64::new(0),
@@ -194,6 +203,7 @@ struct Inner {
     settings: FinderSettings,
     events: Events,
     spool: Option<Spool>,
+    alarms: Alarms,
     filter: Filter,
     compare: Box<dyn Compare>,
     /// Messages that the queue may take before it is asked again how many it holds.
@@ -231,6 +241,7 @@ impl Finder {
             settings: FinderSettings::default(),
             events: Events::default(),
             spool: None,
+            alarms: Alarms::default(),
         }
     }
 
@@ -267,7 +278,10 @@ impl Finder {
         tokio::select! {
             biased;
             () = stop.cancelled() => {}
-            done = work => done?,
+            done = work => if let Err(error) = done {
+                inner.alarms.tell(Happened::FinderFailed { run: id.clone(), cause: error.chain() }).await;
+                return Err(error);
+            },
         }
         inner.settings.retry.run(&*inner.env, || inner.state.run(id)).await
     }

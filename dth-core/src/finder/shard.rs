@@ -23,6 +23,10 @@ const ARCHIVED: [&str; 8] = ["GLACIER", "DEEP_ARCHIVE", "ARCHIVE", "Archive", "C
 /// Pages between two steps when nothing differs; a finder that died lists at most so many again.
 const STEP_PAGES: u64 = 8;
 
+/// Packs gathered before a step is made within a page: keys that only the destination has can follow each other without end,
+/// and no page of the source ends between them.
+const STEP_PACKS: usize = 8;
+
 /// Most requests, each for one key, to find the middle of a range.
 const PROBES: u64 = 24;
 
@@ -96,15 +100,18 @@ impl Inner {
                 (None, Some(there)) => self.only_sink(&mut walk, sink.take(), there),
             };
             let page_end = if ours.is_some() { source.at_page_end() } else { sink.at_page_end() };
-            if page_end && let Some(position) = position {
-                walk.pages += 1;
+            let full = walk.packs(self.settings.pack_jobs) >= STEP_PACKS;
+            if (page_end || full)
+                && let Some(position) = position
+            {
+                walk.pages += u64::from(page_end);
                 self.answer(&mut walk, &shared).await?;
                 walk.count_pages(source.pages, sink.pages);
-                if !walk.ready.jobs.is_empty() || walk.pages - walk.pages_at_step >= STEP_PAGES {
+                if full || !walk.ready.jobs.is_empty() || walk.pages - walk.pages_at_step >= STEP_PAGES {
                     walk.shard.position = Some(position.clone());
                     self.step(&mut walk, &shared, None).await?;
                 }
-                if walk.pages >= walk.split_at && source.has_more() && shared.idle.load(Relaxed) > 0 && self.splittable() {
+                if page_end && walk.pages >= walk.split_at && source.has_more() && shared.idle.load(Relaxed) > 0 && self.splittable() {
                     self.split(&mut walk, &shared, &position).await?;
                 }
             }
@@ -378,6 +385,11 @@ struct Ready {
 }
 
 impl Walk {
+    /// Packs of the next step, those included that the looked-up keys may come to.
+    fn packs(&self, pack_jobs: usize) -> usize {
+        self.ready.jobs.len() + self.ready.held.len() + self.ask.len() / pack_jobs.max(1)
+    }
+
     fn skip(&mut self, reason: SkipReason, entry: &Entry) {
         *self.totals.skipped.entry(reason.as_str().to_owned()).or_default() += tally(entry);
     }

@@ -219,6 +219,9 @@ impl StateStore for MemoryState {
     }
 
     async fn advance(&self, run: &RunId, step: &Advance) -> Result<()> {
+        if step.packs.len() > Advance::MAX_PACKS {
+            return Err(Error::new(ErrorKind::Invalid, Op::SaveState, format!("a step with {} packs", step.packs.len())));
+        }
         let mut state = self.lock();
         let row = state.row(run, Op::SaveState)?;
         if row.run.state.is_over() && !(step.shards.is_empty() && step.packs.is_empty()) {

@@ -13,11 +13,24 @@ pub struct Prices {
     pub read_per_thousand: f64,
     /// Per GB (10^9 bytes) leaving the source.
     pub egress_per_gb: f64,
+    /// Per million requests to the queue; SQS counts every 64 KiB of a request as one.
+    pub queue_per_million: f64,
+    /// Per million write units of the state: DynamoDB counts every KiB of an item as one, and twice within a transaction.
+    pub state_write_per_million: f64,
+    /// Per million read units of the state: every 4 KiB of an item that is read consistently.
+    pub state_read_per_million: f64,
 }
 
 impl Default for Prices {
     fn default() -> Self {
-        Self { write_per_thousand: 0.005, read_per_thousand: 0.0004, egress_per_gb: 0.09 }
+        Self {
+            write_per_thousand: 0.005,
+            read_per_thousand: 0.0004,
+            egress_per_gb: 0.09,
+            queue_per_million: 0.4,
+            state_write_per_million: 1.25,
+            state_read_per_million: 0.25,
+        }
     }
 }
 
@@ -32,6 +45,15 @@ pub struct Requests {
     pub get: u64,
     /// PUT, create, part, complete.
     pub put: u64,
+    /// Billed requests to the queue. Not part of a plan: it depends on how many workers share the work.
+    #[serde(default)]
+    pub queue: u64,
+    /// Write units of the state. Not part of a plan.
+    #[serde(default)]
+    pub state_write: u64,
+    /// Read units of the state. Not part of a plan.
+    #[serde(default)]
+    pub state_read: u64,
 }
 
 impl Requests {
@@ -53,6 +75,9 @@ impl Requests {
         writes / 1e3 * prices.write_per_thousand
             + self.get as f64 / 1e3 * prices.read_per_thousand
             + bytes as f64 / 1e9 * prices.egress_per_gb
+            + self.queue as f64 / 1e6 * prices.queue_per_million
+            + self.state_write as f64 / 1e6 * prices.state_write_per_million
+            + self.state_read as f64 / 1e6 * prices.state_read_per_million
     }
 }
 

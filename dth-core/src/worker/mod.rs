@@ -14,6 +14,7 @@ use crate::{
     events::Events,
     job::EventSettings,
     key_map::KeyMap,
+    notify::Alarms,
     queue::Queue,
     scope::TaskScope,
     sink::Sink,
@@ -29,6 +30,9 @@ use std::{
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+/// Longest time to tell of dead letters after a stop.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// How a worker works.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,6 +122,7 @@ pub struct WorkerBuilder {
     env: SharedEnv,
     settings: WorkerSettings,
     events: Events,
+    alarms: Alarms,
 }
 
 impl WorkerBuilder {
@@ -145,6 +150,12 @@ impl WorkerBuilder {
         self
     }
 
+    /// Sets who is told of dead letters.
+    pub fn with_alarms(mut self, alarms: Alarms) -> Self {
+        self.alarms = alarms;
+        self
+    }
+
     /// The worker. `Invalid` when a setting is.
     pub fn build(self) -> Result<Worker> {
         self.settings.validate()?;
@@ -157,6 +168,7 @@ impl WorkerBuilder {
                 env: self.env,
                 settings: self.settings,
                 events: self.events,
+                alarms: self.alarms,
                 cancelled: Mutex::default(),
             }),
         })
@@ -177,6 +189,7 @@ struct Inner {
     env: SharedEnv,
     settings: WorkerSettings,
     events: Events,
+    alarms: Alarms,
     /// Whether a run is called off, as of when we asked.
     cancelled: Mutex<BTreeMap<RunId, (Instant, bool)>>,
 }
@@ -193,6 +206,7 @@ impl Worker {
             env: Arc::new(SystemEnv),
             settings: WorkerSettings::default(),
             events: Events::default(),
+            alarms: Alarms::default(),
         }
     }
 
@@ -202,6 +216,9 @@ impl Worker {
     pub async fn run(&self, stop: CancellationToken) {
         let inner = &self.inner;
         let lease = Duration::from_secs(inner.settings.lease_seconds);
+        let mut telling = TaskScope::new();
+        let alarms = inner.alarms.clone();
+        telling.spawn(async move { alarms.watch().await });
         let mut scope = TaskScope::new();
         let mut failures = 0;
         while !stop.is_cancelled() {
@@ -246,6 +263,10 @@ impl Worker {
         let grace = Duration::from_secs(inner.settings.grace_seconds);
         if tokio::time::timeout(grace, scope.join_all()).await.is_err() {
             tracing::warn!(unfinished = scope.len(), "grace time is over; the queue hands unfinished work to others");
+        }
+        drop(telling);
+        if tokio::time::timeout(LAST_WORDS, inner.alarms.flush()).await.is_err() {
+            tracing::warn!("a notice of dead letters could not be sent in time");
         }
     }
 

@@ -5,7 +5,7 @@ use crate::{
     error::{Error, ErrorKind, Op, Result},
     events::Event,
     job::{Action, Job, JobParts, Pack, Seen},
-    object::Sequencer,
+    object::{ObjectKey, Sequencer},
     proof::{Branch, Bug, reached, wrong},
     queue::{Delivery, Message},
     state::{Claim, Committed, JobEnd, Origin, Outcome, Record, RecordWrite, RunId, Status, WriteResult},
@@ -18,6 +18,10 @@ use tokio_util::sync::CancellationToken;
 /// Deliveries after which a pack is taken apart, so that one poisonous job cannot take its neighbours along.
 const SPLIT_AFTER: u32 = 3;
 
+/// Pieces into which it is taken apart, those again into single jobs: where workers die for other reasons, hundreds of messages of
+/// one job each would only be slow.
+const PIECES: usize = 16;
+
 /// A delivery that ends without an answer says little about its job: workers are stopped, moved, killed. So many times the
 /// tries of a job that fails are granted before it is held responsible.
 const SILENT_DEATHS: u32 = 4;
@@ -28,7 +32,7 @@ enum Close {
     /// Give it back.
     Release(Duration),
     /// Give it up.
-    Dead(String),
+    Dead(Option<ObjectKey>, String),
     /// Somebody else has it now: leave it alone.
     Leave,
 }
@@ -68,10 +72,14 @@ impl Inner {
             Close::Leave => Ok(()),
             Close::Ack => retry.run(&*self.env, || self.queue.ack(&delivery.receipt)).await,
             Close::Release(delay) => retry.run(&*self.env, || self.queue.release(&delivery.receipt, delay)).await,
-            Close::Dead(reason) => {
+            Close::Dead(key, reason) => {
                 tracing::error!(%reason, "dead letter");
                 metrics::counter!("dth_dead_letters_total").increment(1);
-                retry.run(&*self.env, || self.queue.dead_letter(&delivery, &reason)).await
+                let given_up = retry.run(&*self.env, || self.queue.dead_letter(&delivery, &reason)).await;
+                if given_up.is_ok() {
+                    self.alarms.dead_letter(key.as_ref(), &reason);
+                }
+                given_up
             }
         };
         if let Err(error) = closed {
@@ -86,7 +94,7 @@ impl Inner {
             // Q4, E3: a message that nobody can read is given up with the reason.
             Err(error) => {
                 assert!(!wrong(Bug::PoisonPanics), "{error}");
-                return Ok(Close::Dead(error.chain()));
+                return Ok(Close::Dead(None, error.chain()));
             }
         };
         if let Some(run) = &pack.run
@@ -113,8 +121,10 @@ impl Inner {
         }
         if pack.jobs.len() > 1 && delivery.receives >= SPLIT_AFTER {
             reached(Branch::PackSplit);
-            let singles = open.iter().map(|i| again(&pack, *i, pack.jobs[*i].attempts.saturating_add(delivery.receives - 1))).collect();
-            return Ok(if self.resend(singles, Duration::ZERO).await? { Close::Ack } else { Close::Leave });
+            // The deaths are held against none of them, but each may have been begun.
+            let jobs: Vec<Job> = open.iter().map(|i| again(&pack, *i, pack.jobs[*i].attempts.max(1))).collect();
+            let pieces = jobs.chunks(jobs.len().div_ceil(PIECES)).map(|jobs| self.pack(&pack, jobs.to_vec())).collect();
+            return Ok(if self.resend(pieces, Duration::ZERO).await? { Close::Ack } else { Close::Leave });
         }
         self.jobs(&pack, &claim, &open, delivery, stop).await
     }
@@ -135,7 +145,7 @@ impl Inner {
                 Went::Again(error) => failed.push((index, error)),
                 Went::NotBegun => not_begun = true,
                 Went::Passed(jobs) => {
-                    let messages = jobs.into_iter().map(|job| (job, pack.run.clone())).collect();
+                    let messages = jobs.into_iter().map(|job| self.pack(pack, vec![job])).collect();
                     if !self.resend(messages, Duration::ZERO).await? {
                         return Ok(Close::Leave);
                     }
@@ -165,7 +175,7 @@ impl Inner {
             reached(Branch::SingleResent);
             let attempts = |i: usize| pack.jobs[i].attempts.saturating_add(delivery.receives);
             let longest = failed.iter().map(|(i, _)| attempts(*i)).max().unwrap_or(1);
-            let singles = failed.iter().map(|(i, _)| again(pack, *i, attempts(*i))).collect();
+            let singles = failed.iter().map(|(i, _)| self.pack(pack, vec![again(pack, *i, attempts(*i))])).collect();
             if !self.resend(singles, self.delay(longest)).await? && !wrong(Bug::ResendIgnored) {
                 return Ok(Close::Leave);
             }
@@ -330,7 +340,7 @@ impl Inner {
             .map(|(index, _)| {
                 let job = &pack.jobs[index];
                 let look = Job { destination: Seen::Unknown, action: Action::Copy, attempts: 0, origin: None, ..job.anew() };
-                (look, None)
+                Pack::new(&*self.env, None, vec![look])
             })
             .collect();
         if !looks.is_empty() && !wrong(Bug::PublishedUntold) {
@@ -347,10 +357,14 @@ impl Inner {
         self.events.emit(|| Event::Ended { key: pack.jobs[index].key.clone(), outcome: ended.outcome, bytes: ended.bytes });
     }
 
-    /// Sends jobs as messages of their own; `false` when some could not be sent.
-    async fn resend(&self, packs: Vec<(Job, Option<RunId>)>, delay: Duration) -> Result<bool> {
-        let mut open: Vec<Message> =
-            packs.into_iter().map(|(job, run)| Message { body: Pack::new(&*self.env, run, vec![job]).to_body(), delay }).collect();
+    /// Jobs of a pack, as a message of their own.
+    fn pack(&self, of: &Pack, jobs: Vec<Job>) -> Pack {
+        Pack::new(&*self.env, of.run.clone(), jobs)
+    }
+
+    /// Sends packs; `false` when some could not be sent.
+    async fn resend(&self, packs: Vec<Pack>, delay: Duration) -> Result<bool> {
+        let mut open: Vec<Message> = packs.iter().map(|pack| Message { body: pack.to_body(), delay }).collect();
         let retry = self.settings.transfer.retry;
         for tried in 1..=retry.tries {
             // F3: a failed entry is sent again, the others are not.
@@ -403,14 +417,14 @@ fn ending(origin: Option<Origin>, ended: &Ended) -> RecordWrite {
 /// How a message of a single job is closed, by the record of its end.
 fn closing(record: Option<&Record>) -> Close {
     match record.filter(|r| r.status == Status::Failed).and_then(|r| r.failure.as_ref()) {
-        Some(failure) => Close::Dead(failure.text.clone()),
+        Some(failure) => Close::Dead(record.map(|r| r.key.clone()), failure.text.clone()),
         None => Close::Ack,
     }
 }
 
 /// A job of a pack, on its own.
-fn again(pack: &Pack, index: usize, attempts: u32) -> (Job, Option<RunId>) {
-    (Job { attempts, origin: pack.origin(index), ..pack.jobs[index].clone() }, pack.run.clone())
+fn again(pack: &Pack, index: usize, attempts: u32) -> Job {
+    Job { attempts, origin: pack.origin(index), ..pack.jobs[index].clone() }
 }
 
 /// Whether the object was dealt with to an end after this event.

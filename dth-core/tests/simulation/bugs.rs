@@ -2,7 +2,12 @@
 //!
 //! `DTH_BLESS=1 cargo xtask seeded-bugs` writes what was found into `docs/seeded-bugs.md`.
 
-use crate::{on_all_cores, on_paused_time, run, scenarios::race, setting, world::Outcome};
+use crate::{
+    on_all_cores, on_paused_time, run,
+    scenarios::race,
+    setting,
+    world::{HOT, Outcome, UNPINNED},
+};
 use dth_core::proof::{Bug, plant};
 use std::{fmt::Write as _, sync::Mutex};
 
@@ -18,8 +23,10 @@ fn hunt(bug: Bug, most: u64) -> Option<Found> {
     let from = setting("DTH_FROM", 0);
     hunt_among(bug, (from..from + most).map(|seed| (seed - from, seed)), run, "")
         .or_else(|| {
-            let (every, at) = crate::world::HOT;
-            hunt_among(bug, (0..most).map(|n| (n, (from + n) * every + at)), run, " (few keys)")
+            // Worlds that are one in sixteen of the general mix.
+            [(HOT, " (few keys)"), (UNPINNED, " (reads not pinned)")]
+                .into_iter()
+                .find_map(|((every, at), how)| hunt_among(bug, (0..most).map(|n| (n, (from + n) * every + at)), run, how))
         })
         .or_else(|| hunt_among(bug, (0..10 * most).map(|n| (n, from + n)), |seed| on_paused_time(race(seed)), " (race)"))
 }

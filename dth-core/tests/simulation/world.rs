@@ -65,6 +65,8 @@ pub(crate) const SIZES: [usize; 12] = [0, 1, 7, 8, 9, 16, 17, 24, 25, 31, 40, 64
 const POISON: [&str; 3] = ["{not json", r#"{"v":99}"#, r#"{"key":"outside/the/task"}"#];
 /// Every so many seeds, from which one on.
 pub(crate) const HOT: (u64, u64) = (16, 14);
+/// The same for sources that ignore conditions on reads.
+pub(crate) const UNPINNED: (u64, u64) = (16, 15);
 pub(crate) const WORKERS: u32 = 3;
 pub(crate) const FINDER: u32 = 9;
 /// Bytes that a worker may hold.
@@ -146,7 +148,7 @@ impl Options {
             calm: seed % 16 == 8,
             filled: seed % 4 == 2,
             hot: seed % HOT.0 == HOT.1,
-            unpinned: seed % 16 == 15,
+            unpinned: seed % UNPINNED.0 == UNPINNED.1,
             inside: (seed % 16 == 4).then_some([16, 16, 64, 0][(seed / 16 % 4) as usize]),
             giants: (seed % 8 == 1 || seed % 16 == 6).then_some(17),
         };

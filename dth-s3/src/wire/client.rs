@@ -1,10 +1,7 @@
 //! One request: sign, send, time out, classify. Nothing here retries, but for what cannot have reached the store: a refused
 //! identity or clock.
 
-use super::{
-    connect::{BoxError, Connector, Http, HttpBody, client},
-    uri, xml,
-};
+use super::{uri, xml};
 use crate::{
     config::{Endpoint, S3Config},
     credentials::{Current, Identities},
@@ -21,6 +18,7 @@ use bytes::Bytes;
 use dth_core::{
     env::SharedEnv,
     error::{Error, ErrorKind, Op, Result, Retry},
+    http::{Body, Connector, Http, HttpSettings},
     object::ObjectKey,
     source::ByteStream,
 };
@@ -41,6 +39,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 use tokio::time::Instant;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Answers are read whole only where they are documents; none of ours is larger.
 const MAX_DOCUMENT: u64 = 64 << 20;
@@ -137,10 +137,10 @@ impl fmt::Debug for Wire {
 
 impl Wire {
     pub(crate) fn new(config: &S3Config, env: SharedEnv, connector: Option<Arc<dyn Connector>>) -> Result<Self> {
-        let connect = Duration::from_secs(config.connect_timeout_seconds.unwrap_or(10));
+        let connect_timeout = Duration::from_secs(config.connect_timeout_seconds.unwrap_or(10));
         let region = config.region().to_owned();
         Ok(Self {
-            http: client(config.ca_file.as_deref(), &config.proxy, connect, connector)?,
+            http: Http::new(HttpSettings { ca_file: config.ca_file.clone(), proxy: config.proxy.clone(), connect_timeout, connector })?,
             place: RwLock::new(Arc::new(Place { endpoint: config.endpoint(&region)?, region })),
             config: config.clone(),
             bucket: config.bucket.clone(),
@@ -269,16 +269,13 @@ impl Wire {
             // hyper leaves it out for an empty body, and S3 answers 411.
             out.insert("content-length", HeaderValue::from(len));
         }
-        let mut request = builder.body(into_http(body)).map_err(|e| invalid(op, target, e))?;
-        if let Some(login) = self.http.proxy_authorization(request.uri()) {
-            request.headers_mut().insert("proxy-authorization", login);
-        }
+        let request = builder.body(into_http(body)).map_err(|e| invalid(op, target, e))?;
         let patience = if works_long(op) { self.idle * SILENT_WORK } else { self.idle + Duration::from_secs(len / SLOWEST) };
         metrics::counter!("dth_s3_requests_total", "op" => op_name(op)).increment(1);
         let lost = |sent: bool| {
             Error::new(ErrorKind::Unavailable, op, target).with_maybe_applied(sent && method != Method::GET && method != Method::HEAD)
         };
-        match tokio::time::timeout(patience, self.http.pool.request(request)).await {
+        match tokio::time::timeout(patience, self.http.request(request)).await {
             Ok(Ok(answer)) => {
                 let (parts, body) = answer.into_parts();
                 Ok(Answer { status: parts.status, headers: parts.headers, body, op, target: target.to_owned(), idle: self.idle })
@@ -461,7 +458,7 @@ fn maybe_sent(error: &hyper_util::client::legacy::Error) -> bool {
     !cause.is_some_and(hyper::Error::is_canceled)
 }
 
-fn into_http(body: RequestBody) -> HttpBody {
+fn into_http(body: RequestBody) -> Body {
     match body {
         RequestBody::Empty => full(Bytes::new()),
         RequestBody::Document(text) => full(text.into()),
@@ -474,7 +471,7 @@ fn into_http(body: RequestBody) -> HttpBody {
     }
 }
 
-fn full(bytes: Bytes) -> HttpBody {
+fn full(bytes: Bytes) -> Body {
     Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
 }
 

@@ -2,9 +2,7 @@
 //! as they are, which clients over `url::Url` do not.
 
 mod client;
-mod connect;
 pub(crate) mod uri;
 pub(crate) mod xml;
 
 pub(crate) use client::{Answer, Request, RequestBody, Wire};
-pub use connect::{Connector, Transport};

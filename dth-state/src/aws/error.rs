@@ -1,5 +1,6 @@
 //! Answers of the AWS SDKs to errors of the family.
 
+use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_dynamodb::{config::http::HttpResponse, error::SdkError};
 use aws_sdk_sqs::error::ProvideErrorMetadata;
 use dth_core::error::{Error, ErrorKind, Op};
@@ -12,11 +13,13 @@ where
 {
     let code = error.as_service_error().and_then(ProvideErrorMetadata::code).map(str::to_owned);
     let (kind, maybe_applied) = match &error {
-        SdkError::ConstructionFailure(_) => (construction(&error), false),
+        SdkError::ConstructionFailure(_) => (ErrorKind::Invalid, false),
         SdkError::ServiceError(refused) => {
             let kind = service(code.as_deref().unwrap_or_default(), refused.raw().status().as_u16());
             (kind, kind == ErrorKind::Unavailable)
         }
+        // The request is signed within the dispatch: without credentials it was never sent.
+        _ if has_cause::<CredentialsError>(&error) => (ErrorKind::CredentialsExpired, false),
         // No answer, or none that can be read.
         _ => (ErrorKind::Unavailable, true),
     };
@@ -25,16 +28,9 @@ where
     failed.with_source(error)
 }
 
-/// A request is not made because an argument is wrong, or because there is nothing to sign it with.
-fn construction(error: &(dyn StdError + 'static)) -> ErrorKind {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if error.is::<aws_sdk_dynamodb::error::BuildError>() {
-            return ErrorKind::Invalid;
-        }
-        cause = error.source();
-    }
-    ErrorKind::CredentialsExpired
+/// Whether an error, or one that caused it, is of this type.
+fn has_cause<C: StdError + 'static>(error: &(dyn StdError + 'static)) -> bool {
+    error.is::<C>() || error.source().is_some_and(has_cause::<C>)
 }
 
 /// Codes with and without the prefixes of the query protocol.
@@ -59,9 +55,13 @@ pub(super) fn service(code: &str, status: u16) -> ErrorKind {
         | "TransactionInProgressException"
         | "TransactionConflictException"
         | "TransactionConflict" => ErrorKind::Throttled,
-        "InternalServerError" | "InternalError" | "InternalFailure" | "ServiceUnavailable" | "ServiceUnavailableException" => {
-            ErrorKind::Unavailable
-        }
+        "InternalServerError"
+        | "InternalError"
+        | "InternalFailure"
+        | "RequestTimeout"
+        | "RequestTimeoutException"
+        | "ServiceUnavailable"
+        | "ServiceUnavailableException" => ErrorKind::Unavailable,
         "AccessDenied" | "AccessDeniedException" | "KmsAccessDenied" | "OptInRequired" | "NotAuthorized" => ErrorKind::Denied,
         "ExpiredToken"
         | "ExpiredTokenException"
@@ -81,7 +81,7 @@ pub(super) fn service(code: &str, status: u16) -> ErrorKind {
         "ResourceInUseException" | "QueueNameExists" | "QueueAlreadyExists" | "ReplicatedWriteConflictException" => ErrorKind::Conflict,
         "UnsupportedOperation" => ErrorKind::Unsupported,
         _ if status == 429 => ErrorKind::Throttled,
-        _ if status >= 500 => ErrorKind::Unavailable,
+        _ if status >= 500 || status == 408 => ErrorKind::Unavailable,
         _ => ErrorKind::Invalid,
     }
 }
@@ -97,6 +97,7 @@ mod tests {
             ("com.amazon.sqs#RequestThrottled", 403, ErrorKind::Throttled),
             ("AWS.SimpleQueueService.NonExistentQueue", 400, ErrorKind::NotFound),
             ("ExpiredTokenException", 403, ErrorKind::CredentialsExpired),
+            ("RequestTimeout", 408, ErrorKind::Unavailable),
             ("Whatever", 503, ErrorKind::Unavailable),
             ("ValidationException", 400, ErrorKind::Invalid),
         ];

@@ -1,21 +1,27 @@
-//! Queue and state in Amazon SQS and DynamoDB, for workers on any number of machines.
+//! Queue and state in Amazon SQS and DynamoDB, for workers on any number of machines; notices through Amazon SNS.
 //!
 //! The SDKs' own retries are off: the engine retries, and counts what it does.
 
 mod batch;
 mod dynamodb;
 mod error;
+mod item;
+mod job_table;
+mod sns;
 mod sqs;
 
 pub use aws_config::{self, SdkConfig};
 pub use aws_sdk_sqs::config::Credentials;
 pub use dynamodb::DynamoStore;
+pub use job_table::{Imported, JobRow, JobStatus, JobTable, MirroredState};
+pub use sns::SnsNotifier;
 pub use sqs::SqsQueue;
 
 use std::time::Duration;
 
-/// Longest time for one request; long polls take twenty seconds.
-const PATIENCE: Duration = Duration::from_secs(40);
+/// Longest time for one request, beside the time that it is asked to wait. Leases are extended by requests of this kind: one that
+/// hangs must not outlast a lease.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A client's settings: those given, without retries of the SDK's own.
 macro_rules! client_config {

@@ -1,6 +1,7 @@
 //! The queue in Amazon SQS: a standard queue and its dead-letter queue.
 
 use super::{
+    PATIENCE,
     batch::{Batch, Change},
     client_config,
     error::{classify, service},
@@ -41,9 +42,17 @@ const MAX_WAIT: Duration = Duration::from_secs(20);
 const MAX_LEASE: Duration = Duration::from_secs(12 * 3600);
 /// For so long a dead letter that was listed is hidden from other listers.
 const LISTED: Duration = Duration::from_secs(120);
+/// Pages in a row with nothing but what was seen already, after which all is seen: letters show again while a long list is read.
+const SEEN_PAGES: u32 = 10;
+/// For so long a message is hidden while its dead letter is sent.
+const LETTER: Duration = Duration::from_secs(120);
+/// For so long a sent letter is remembered whose message could not be deleted.
+const LETTERED: Duration = Duration::from_secs(3600);
 /// Deliveries after which SQS itself gives a message up. The engine gives up earlier, with the reason: this is for messages
 /// that no worker lives to answer.
 const NATIVE_RECEIVES: u32 = 100;
+/// Fewer than these, and SQS may give up messages that the engine still counts on, without a reason.
+const LEAST_NATIVE_RECEIVES: u64 = 30;
 /// Why a message was given up, and after how many deliveries.
 const REASON: &str = "dth-reason";
 const RECEIVES: &str = "dth-receives";
@@ -66,20 +75,23 @@ struct Inner {
     url: String,
     dead: String,
     max_body: usize,
+    /// The same of the dead-letter queue.
+    max_letter: usize,
     deletes: Batch,
     changes: Batch,
     /// When the leases of messages that are handed out here end. SQS may take a receipt for good although its message has been
     /// handed to somebody else since.
     leases: Mutex<HashMap<Receipt, Instant>>,
-    /// Dead letters that this process has listed, by message id, with the receipt that removes them.
+    /// Dead letters that this process has listed since it last began at the front, by message id.
     listed: Mutex<BTreeMap<String, Listed>>,
     /// Messages whose dead letter is sent, and which are not deleted yet.
-    lettered: Mutex<BTreeSet<Receipt>>,
+    lettered: Mutex<HashMap<Receipt, Instant>>,
 }
 
+/// What removes a dead letter, and until when nobody else sees it.
 #[derive(Clone)]
 struct Listed {
-    receipt: String,
+    receipt: Receipt,
     until: Instant,
 }
 
@@ -99,27 +111,40 @@ impl SqsQueue {
     pub async fn open(config: &SdkConfig, queue: &str) -> Result<Self> {
         let client = client(config);
         let url = url_of(&client, queue).await?;
-        let attributes = attributes(&client, &url, &[QueueAttributeName::All]).await?;
+        let attributes = attributes_of(&client, &url, &[QueueAttributeName::All]).await?;
         let get = |name| attributes.get(&name).map(String::as_str);
         let invalid = |why: &str| Err(Error::new(ErrorKind::Invalid, Op::Connect, queue).with_source(why.to_owned()));
         let fifo = url.rsplit_once('.').is_some_and(|(_, suffix)| suffix == "fifo");
         if fifo || get(QueueAttributeName::FifoQueue) == Some("true") {
             return invalid("it is a FIFO queue: make a standard one, the engine needs no order and bears duplicates");
         }
-        let dead = get(QueueAttributeName::RedrivePolicy)
-            .and_then(|policy| serde_json::from_str::<serde_json::Value>(policy).ok())
-            .and_then(|policy| Some(policy.get("deadLetterTargetArn")?.as_str()?.to_owned()));
-        let Some(dead) = dead else {
-            return invalid("it has no dead-letter queue: set a redrive policy, or let `SqsQueue::create` make both");
+        let policy = get(QueueAttributeName::RedrivePolicy).and_then(|p| serde_json::from_str::<serde_json::Value>(p).ok());
+        let policy = policy.unwrap_or_default();
+        let Some(dead) = policy["deadLetterTargetArn"].as_str() else {
+            return invalid(
+                "it has no dead-letter queue: give it a redrive policy, or let `SqsQueue::create` make a queue of another name with one",
+            );
         };
-        let dead = url_of(&client, &dead).await?;
-        let max_body = get(QueueAttributeName::MaximumMessageSize).and_then(|n| n.parse().ok()).unwrap_or(BATCH_BYTES);
+        // Both forms are in use: 5 and "5".
+        let native = policy["maxReceiveCount"].as_u64().or_else(|| policy["maxReceiveCount"].as_str()?.parse().ok());
+        if let Some(native) = native.filter(|n| *n < LEAST_NATIVE_RECEIVES) {
+            tracing::warn!(
+                queue,
+                "its redrive policy gives messages up after {native} deliveries, before the engine has recorded why: \
+                 set maxReceiveCount to {NATIVE_RECEIVES}"
+            );
+        }
+        let dead = url_of(&client, dead).await?;
+        let size = |of: &Attributes| of.get(&QueueAttributeName::MaximumMessageSize).and_then(|n| n.parse().ok()).unwrap_or(BATCH_BYTES);
+        let max_letter = size(&attributes_of(&client, &dead, &[QueueAttributeName::MaximumMessageSize]).await?);
+        let max_body = size(&attributes);
         Ok(Self {
             inner: Arc::new(Inner {
                 client,
                 url,
                 dead,
                 max_body,
+                max_letter,
                 deletes: Batch::default(),
                 changes: Batch::default(),
                 leases: Mutex::default(),
@@ -133,6 +158,10 @@ impl SqsQueue {
     ///
     /// Both keep messages for 14 days, encrypted with a key of SQS. What exists is left as it is.
     pub async fn create(config: &SdkConfig, name: &str) -> Result<Self> {
+        match Self::open(config, name).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            opened => return opened,
+        }
         let client = client(config);
         let retention = (14 * 24 * 3600).to_string();
         let make = async |name: &str, more: Vec<(QueueAttributeName, String)>| {
@@ -149,7 +178,7 @@ impl SqsQueue {
             Ok(made.queue_url.unwrap_or_default())
         };
         let dead = make(&format!("{name}-dead-letters"), Vec::new()).await?;
-        let arn = attributes(&client, &dead, &[QueueAttributeName::QueueArn]).await?.remove(&QueueAttributeName::QueueArn);
+        let arn = attributes_of(&client, &dead, &[QueueAttributeName::QueueArn]).await?.remove(&QueueAttributeName::QueueArn);
         let policy = serde_json::json!({ "deadLetterTargetArn": arn.unwrap_or_default(), "maxReceiveCount": NATIVE_RECEIVES });
         make(name, vec![(QueueAttributeName::RedrivePolicy, policy.to_string())]).await?;
         Self::open(config, name).await
@@ -170,6 +199,12 @@ fn client(config: &SdkConfig) -> Client {
     Client::from_conf(client_config!(aws_sdk_sqs, config))
 }
 
+/// The timeouts of a request that waits for messages.
+fn long_poll() -> aws_sdk_sqs::config::Builder {
+    let timeouts = aws_sdk_sqs::config::timeout::TimeoutConfig::builder().operation_attempt_timeout(PATIENCE + MAX_WAIT);
+    aws_sdk_sqs::Config::builder().timeout_config(timeouts.build())
+}
+
 /// The URL of a queue by its name, URL or ARN.
 async fn url_of(client: &Client, queue: &str) -> Result<String> {
     if queue.starts_with("https://") || queue.starts_with("http://") {
@@ -185,7 +220,7 @@ async fn url_of(client: &Client, queue: &str) -> Result<String> {
     Ok(found.queue_url.unwrap_or_default())
 }
 
-async fn attributes(client: &Client, url: &str, names: &[QueueAttributeName]) -> Result<Attributes> {
+async fn attributes_of(client: &Client, url: &str, names: &[QueueAttributeName]) -> Result<Attributes> {
     let call = client.get_queue_attributes().queue_url(url).set_attribute_names(Some(names.to_vec()));
     let answer = call.send().await.map_err(|e| classify(Op::Depth, url, e))?;
     Ok(answer.attributes.unwrap_or_default())
@@ -209,7 +244,7 @@ impl Inner {
         leases.extend(receipts.map(|receipt| (receipt, now + lease)));
     }
 
-    fn lettered(&self) -> MutexGuard<'_, BTreeSet<Receipt>> {
+    fn lettered(&self) -> MutexGuard<'_, HashMap<Receipt, Instant>> {
         self.lettered.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
@@ -244,8 +279,8 @@ impl Inner {
         }
     }
 
-    /// Deletes, or hides, what has gathered.
-    async fn change(&self, op: Op, changes: Vec<(Change, usize)>) -> Vec<(usize, Result<()>)> {
+    /// Deletes from a queue, or hides there, what has gathered.
+    async fn change(&self, op: Op, url: &str, changes: Vec<(Change, usize)>) -> Vec<(usize, Result<()>)> {
         let numbers: Vec<usize> = changes.iter().map(|(_, n)| *n).collect();
         let whole = |error: Error, numbers: Vec<usize>| numbers.into_iter().map(|n| (n, Err(copy(&error)))).collect();
         let answer = if op == Op::Ack {
@@ -254,13 +289,13 @@ impl Inner {
             };
             match changes.into_iter().map(entry).collect::<Result<Vec<_>, _>>() {
                 Ok(entries) => {
-                    let call = self.client.delete_message_batch().queue_url(&self.url).set_entries(Some(entries));
+                    let call = self.client.delete_message_batch().queue_url(url).set_entries(Some(entries));
                     call.send()
                         .await
                         .map(|o| (o.successful.into_iter().map(|e| e.id).collect(), o.failed))
-                        .map_err(|e| classify(op, &self.url, e))
+                        .map_err(|e| classify(op, url, e))
                 }
-                Err(error) => Err(Error::new(ErrorKind::Invalid, op, &self.url).with_source(error)),
+                Err(error) => Err(Error::new(ErrorKind::Invalid, op, url).with_source(error)),
             }
         } else {
             let entry = |(change, n): (Change, usize)| {
@@ -272,13 +307,13 @@ impl Inner {
             };
             match changes.into_iter().map(entry).collect::<Result<Vec<_>, _>>() {
                 Ok(entries) => {
-                    let call = self.client.change_message_visibility_batch().queue_url(&self.url).set_entries(Some(entries));
+                    let call = self.client.change_message_visibility_batch().queue_url(url).set_entries(Some(entries));
                     call.send()
                         .await
                         .map(|o| (o.successful.into_iter().map(|e| e.id).collect(), o.failed))
-                        .map_err(|e| classify(op, &self.url, e))
+                        .map_err(|e| classify(op, url, e))
                 }
-                Err(error) => Err(Error::new(ErrorKind::Invalid, op, &self.url).with_source(error)),
+                Err(error) => Err(Error::new(ErrorKind::Invalid, op, url).with_source(error)),
             }
         };
         let (good, bad): (Vec<String>, Vec<BatchResultErrorEntry>) = match answer {
@@ -286,9 +321,9 @@ impl Inner {
             Err(error) => return whole(error, numbers),
         };
         let good = good.into_iter().map(|id| (id, Ok(())));
-        let bad = bad.into_iter().map(|entry| (entry.id.clone(), Err(stale_or_refused(op, &self.url, &entry))));
+        let bad = bad.into_iter().map(|entry| (entry.id.clone(), Err(stale_or_refused(op, url, &entry))));
         let told: HashMap<String, Result<()>> = good.chain(bad).collect();
-        by_number(numbers, told, op, &self.url)
+        by_number(numbers, told, op, url)
     }
 
     /// Hides a message for so long; `NotFound` when the receipt is stale.
@@ -298,7 +333,7 @@ impl Inner {
             return Err(Error::new(ErrorKind::NotFound, op, &self.url).with_source("the lease is over"));
         }
         let change = Change { receipt: receipt.clone(), hide };
-        self.changes.run(change, |changes| self.change(op, changes)).await?;
+        self.changes.run(change, |changes| self.change(op, &self.url, changes)).await?;
         self.leased([receipt.clone()].into_iter(), hide);
         Ok(())
     }
@@ -306,7 +341,7 @@ impl Inner {
     async fn delete(&self, receipt: &Receipt) -> Result<()> {
         self.leases().remove(receipt);
         let change = Change { receipt: receipt.clone(), hide: Duration::ZERO };
-        match self.deletes.run(change, |changes| self.change(Op::Ack, changes)).await {
+        match self.deletes.run(change, |changes| self.change(Op::Ack, &self.url, changes)).await {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             done => done,
         }
@@ -318,8 +353,11 @@ impl Inner {
             built.map_err(|e| Error::new(ErrorKind::Invalid, Op::DeadLetter, &self.dead).with_source(e))
         };
         let mut call = self.client.send_message().queue_url(&self.dead).message_body(&delivery.body);
-        call = call.message_attributes(RECEIVES, value("Number", delivery.receives.to_string())?);
-        let room = self.max_body.saturating_sub(delivery.body.len() + 128).min(MAX_REASON);
+        if delivery.body.len() + 64 <= self.max_letter {
+            call = call.message_attributes(RECEIVES, value("Number", delivery.receives.to_string())?);
+        }
+        // Names, types and the number count as well.
+        let room = self.max_letter.saturating_sub(delivery.body.len() + 128).min(MAX_REASON);
         let reason = printable(reason, room);
         if !reason.is_empty() {
             call = call.message_attributes(REASON, value("String", reason)?);
@@ -345,41 +383,67 @@ impl Inner {
         let until = Instant::now() + LISTED;
         for message in &messages {
             if let (Some(id), Some(receipt)) = (&message.message_id, &message.receipt_handle) {
-                self.listed().insert(id.clone(), Listed { receipt: receipt.clone(), until });
+                self.listed().insert(id.clone(), Listed { receipt: Receipt(receipt.as_str().into()), until });
             }
         }
         Ok(messages)
     }
 
-    /// Shows what this process has listed again, to itself and to others.
+    /// Shows what this process has listed again, to itself and to others, and forgets the list.
     async fn show_listed(&self) -> Result<()> {
+        // Forgotten when all of them show, so that a second try begins again.
         let listed = self.listed().clone();
-        for (id, held) in listed {
-            let call = self.client.change_message_visibility().queue_url(&self.dead).receipt_handle(held.receipt).visibility_timeout(0);
-            match call.send().await.map_err(|e| classify(Op::DeadLetter, &self.dead, e)) {
-                // Its time is over: it shows again by itself.
-                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Invalid) => {}
-                shown => drop(shown?),
+        let now = Instant::now();
+        let hidden: Vec<(Change, usize)> = listed
+            .into_values()
+            .filter(|letter| letter.until > now)
+            .enumerate()
+            .map(|(n, letter)| (Change { receipt: letter.receipt, hide: Duration::ZERO }, n))
+            .collect();
+        let batches: Vec<_> = hidden.chunks(BATCH).map(<[_]>::to_vec).collect();
+        let mut showing = stream::iter(batches).map(|batch| self.change(Op::Release, &self.dead, batch)).buffer_unordered(4);
+        while let Some(shown) = showing.next().await {
+            for (_, shown) in shown {
+                match shown {
+                    // Its time is over: it shows again by itself.
+                    Err(error) if error.kind() == ErrorKind::NotFound => {}
+                    shown => shown?,
+                }
             }
-            self.listed().remove(&id);
         }
+        self.listed().clear();
         Ok(())
     }
 
     /// The receipt of a dead letter; looks through the whole dead-letter queue when it was not listed by this process lately.
-    async fn find_dead(&self, id: &str) -> Result<Option<String>> {
+    async fn find_dead(&self, id: &str) -> Result<Option<Receipt>> {
         let known = self.listed().get(id).cloned();
-        if let Some(known) = known.filter(|k| k.until > Instant::now() + LISTED / 4) {
-            return Ok(Some(known.receipt));
-        }
-        self.show_listed().await?;
-        loop {
-            let page = self.receive_dead(BATCH).await?;
-            let found = page.iter().find(|m| m.message_id.as_deref() == Some(id)).and_then(|m| m.receipt_handle.clone());
-            if found.is_some() || page.is_empty() {
-                return Ok(found);
+        if let Some(known) = known {
+            if known.until > Instant::now() + LISTED / 4 {
+                return Ok(Some(known.receipt));
+            }
+            let again = vec![(Change { receipt: known.receipt.clone(), hide: LISTED }, 0)];
+            match self.change(Op::DeadLetter, &self.dead, again).await.pop().map_or(Ok(()), |(_, held)| held) {
+                Ok(()) => return Ok(Some(known.receipt)),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
             }
         }
+        // What is found on the way is known afterwards: the next letter needs no search.
+        let (mut seen, mut old_pages) = (BTreeSet::new(), 0);
+        while old_pages < SEEN_PAGES {
+            let page = self.receive_dead(BATCH).await?;
+            if let Some(found) = page.iter().find(|m| m.message_id.as_deref() == Some(id)).and_then(|m| m.receipt_handle.as_deref()) {
+                return Ok(Some(Receipt(found.into())));
+            }
+            if page.is_empty() {
+                break;
+            }
+            let before = seen.len();
+            seen.extend(page.into_iter().filter_map(|m| m.message_id));
+            old_pages = if seen.len() > before { 0 } else { old_pages + 1 };
+        }
+        Ok(None)
     }
 }
 
@@ -434,7 +498,7 @@ impl Queue for SqsQueue {
                 .visibility_timeout(seconds(lease.min(MAX_LEASE)))
                 .wait_time_seconds(left.as_secs() as i32)
                 .message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount);
-            let answer = call.send().await.map_err(|e| classify(Op::Receive, &inner.url, e))?;
+            let answer = call.customize().config_override(long_poll()).send().await.map_err(|e| classify(Op::Receive, &inner.url, e))?;
             let messages = answer.messages.unwrap_or_default();
             if !messages.is_empty() || give_up.saturating_duration_since(Instant::now()) < Duration::from_secs(1) {
                 let deliveries: Vec<Delivery> = messages.into_iter().filter_map(delivery).collect();
@@ -462,14 +526,17 @@ impl Queue for SqsQueue {
     async fn dead_letter(&self, delivery: &Delivery, reason: &str) -> Result<()> {
         let inner = &self.inner;
         // A second try after the letter was sent must not send another one.
-        if !inner.lettered().contains(&delivery.receipt) {
+        if !inner.lettered().contains_key(&delivery.receipt) {
             // Asks whether it is still ours, and leaves the time for the rest.
-            match inner.hide(Op::DeadLetter, &delivery.receipt, LISTED).await {
+            match inner.hide(Op::DeadLetter, &delivery.receipt, LETTER).await {
                 Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
                 held => held?,
             }
             inner.send_letter(delivery, reason).await?;
-            inner.lettered().insert(delivery.receipt.clone());
+            let now = Instant::now();
+            let mut lettered = inner.lettered();
+            lettered.retain(|_, until| *until > now);
+            lettered.insert(delivery.receipt.clone(), now + LETTERED);
         }
         inner.delete(&delivery.receipt).await?;
         inner.lettered().remove(&delivery.receipt);
@@ -485,7 +552,7 @@ impl Queue for SqsQueue {
         );
         let (names, dead_names) = ([ready.clone(), leased.clone(), delayed.clone()], [ready.clone(), leased.clone()]);
         let (here, dead) =
-            tokio::try_join!(attributes(&inner.client, &inner.url, &names), attributes(&inner.client, &inner.dead, &dead_names))?;
+            tokio::try_join!(attributes_of(&inner.client, &inner.url, &names), attributes_of(&inner.client, &inner.dead, &dead_names))?;
         let number = |of: &Attributes, name: &QueueAttributeName| of.get(name).and_then(|n| n.parse().ok()).unwrap_or(0);
         Ok(Depth {
             ready: number(&here, &ready),
@@ -500,11 +567,16 @@ impl Queue for SqsQueue {
         if after.is_none() {
             inner.show_listed().await?;
         }
-        let mut letters = Vec::new();
-        while letters.len() < max {
+        let (mut letters, mut old_pages) = (Vec::new(), 0);
+        while letters.len() < max && old_pages < SEEN_PAGES {
+            let known: BTreeSet<String> = inner.listed().keys().cloned().collect();
             match inner.receive_dead(max - letters.len()).await {
                 Ok(page) if page.is_empty() => break,
-                Ok(page) => letters.extend(page.into_iter().filter_map(dead_letter)),
+                Ok(page) => {
+                    let before = letters.len();
+                    letters.extend(page.into_iter().filter_map(dead_letter).filter(|letter| !known.contains(&letter.id)));
+                    old_pages = if letters.len() > before { 0 } else { old_pages + 1 };
+                }
                 // Those that were received are hidden now: they must not be lost to the caller.
                 Err(_) if !letters.is_empty() => break,
                 Err(error) => return Err(error),
@@ -522,7 +594,7 @@ impl Queue for SqsQueue {
             sent?;
         }
         // A crash here leaves both: the job is done again, which does nothing.
-        let call = inner.client.delete_message().queue_url(&inner.dead).receipt_handle(receipt);
+        let call = inner.client.delete_message().queue_url(&inner.dead).receipt_handle(&*receipt.0);
         call.send().await.map_err(|e| classify(Op::DeadLetter, &inner.dead, e))?;
         inner.listed().remove(id);
         Ok(())

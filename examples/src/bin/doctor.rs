@@ -4,16 +4,19 @@
 
 use clap::Parser;
 use dth_core::{
+    env::{Env, SystemEnv},
     error::{Error, ErrorKind, Result},
     index::ListRequest,
     key_map::KeyMap,
     object::ObjectKey,
+    queue::Message,
     sink::{Body, Condition, PutOptions},
     source::ReadOptions,
+    state::PackId,
 };
 use dth_examples::Settings;
 use dth_s3::BucketFacts;
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 /// Checks rights, region, clock and conditional writes of both sides, and names the missing IAM action.
 #[derive(Parser)]
@@ -67,7 +70,37 @@ async fn main() -> anyhow::Result<ExitCode> {
             doctor.tell("destination: delete", "s3:DeleteObject", sink.delete(&key, &Condition::None).await);
         }
     }
+    if settings.cluster.is_some() {
+        cluster(&settings, &mut doctor, args.write).await;
+    }
     Ok(ExitCode::from(if doctor.failed { dth_examples::INCOMPLETE } else { dth_examples::OK }))
+}
+
+/// Queue and table in AWS.
+async fn cluster(settings: &Settings, doctor: &mut Doctor, write: bool) {
+    let stores = match settings.stores().await {
+        Ok(stores) => stores,
+        Err(error) => {
+            doctor.failed = true;
+            println!("FAIL  queue and table (needs sqs:GetQueueUrl, sqs:GetQueueAttributes, dynamodb:DescribeTable): {error:#}");
+            return;
+        }
+    };
+    println!("ok    queue and table: found");
+    if let Some(depth) = doctor.tell("queue: depth", "sqs:GetQueueAttributes on both queues", stores.queue.depth().await) {
+        println!("      {} messages wait, {} dead letters", depth.pending(), depth.dead);
+    }
+    let probe = ObjectKey::new(".dth-doctor");
+    doctor.tell("table: read records", "dynamodb:BatchGetItem", stores.state.records(std::slice::from_ref(&probe)).await);
+    doctor.tell("table: read runs", "dynamodb:Query", stores.state.runs(1).await);
+    if write {
+        let message = [Message { body: r#"{"Event":"s3:TestEvent"}"#.into(), delay: Duration::ZERO }];
+        let sent = stores.queue.send(&message).await.and_then(|sent| sent.into_iter().collect::<Result<Vec<()>>>());
+        doctor.tell("queue: send (a test message, which workers throw away)", "sqs:SendMessage", sent);
+        let pack = PackId::new(format!("doctor-{:016x}", SystemEnv.random()));
+        let claimed = stores.state.claim(&pack, None, SystemEnv.random() >> 1, &[(probe, None)]).await;
+        doctor.tell("table: write", "dynamodb:UpdateItem, dynamodb:PutItem, dynamodb:DeleteItem", claimed);
+    }
 }
 
 fn describe(facts: &BucketFacts) {

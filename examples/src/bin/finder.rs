@@ -5,7 +5,7 @@
 use clap::Parser;
 use dth_core::{env::SystemEnv, report::Report, runs, scope::TaskScope};
 use dth_examples::Settings;
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 /// Lists both sides and queues what differs; workers on the same state file move it.
 #[derive(Parser)]
@@ -27,10 +27,11 @@ async fn main() -> anyhow::Result<ExitCode> {
     dth_examples::log();
     dth_examples::serve_metrics(args.metrics)?;
     let settings = Settings::load(&args.config)?;
-    let state = settings.stores().await?.state;
+    let stores = settings.stores().await?;
+    let state = Arc::clone(&stores.state);
     let mut scope = TaskScope::new();
     let stop = dth_examples::stop_on_signal(&mut scope);
-    let task = settings.task().await?.with_stop(stop.clone());
+    let task = settings.task_on(&stores).await?.with_stop(stop.clone());
     let finder = task.finder()?;
     let id = task.begin().await?;
     let mut run = finder.resume(&id, &stop).await?;
@@ -40,7 +41,9 @@ async fn main() -> anyhow::Result<ExitCode> {
             run = runs::wait(&*state, &id, &SystemEnv, &settings.finder.retry) => run?,
         };
         task.sweep(Duration::ZERO).await?;
-        return dth_examples::finish(&Report::new(run), false);
+        let report = Report::new(run);
+        task.tell_of_end(&report).await;
+        return dth_examples::finish(&report, false);
     }
     print!("{}", Report::new(run));
     Ok(ExitCode::SUCCESS)

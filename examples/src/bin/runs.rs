@@ -1,7 +1,8 @@
-//! Runs as things: `runs --config task.toml list | show RUN | cancel RUN | failed | retry | redrive | forget`.
+//! Runs as things: `runs --config task.toml list | show RUN | cancel RUN | failed | retry | redrive | import | forget`.
 
 #![expect(clippy::print_stdout, reason = "a program for people")]
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 use dth_core::{
     env::{Env, SystemEnv},
@@ -52,6 +53,8 @@ enum Command {
         #[arg(long, default_value_t = 30)]
         days: u32,
     },
+    /// Takes over what the original system knew: its job table (`cluster.job_table`) becomes records. Before the first worker.
+    Import,
     /// Sends dead letters again, as a run of their own.
     Redrive {
         /// Only those whose reason contains this text, such as `access denied`.
@@ -95,6 +98,8 @@ async fn main() -> anyhow::Result<()> {
             for dead in queue.dead_letters(None, 10_000).await? {
                 println!("dead letter {} after {} deliveries: {}", dead.id, dead.receives, dead.reason);
             }
+            // They show again to others, `redrive` among them.
+            queue.dead_letters(None, 0).await?;
         }
         Command::Retry { run } => {
             let (run, finder) = (run.map(RunId::new), &settings.finder);
@@ -107,6 +112,14 @@ async fn main() -> anyhow::Result<()> {
         Command::Forget { days } => {
             let before = SystemEnv.now().saturating_sub(Duration::from_secs(u64::from(days) * 86_400))?;
             println!("{} runs forgotten", state.forget_runs(before).await?);
+        }
+        Command::Import => {
+            let cluster = settings.cluster.as_ref().context("this command needs [cluster] in the settings")?;
+            let told = cluster.open_job_table().await?.import(&*state, &SystemEnv).await?;
+            println!("{} rows imported, {} objects were known already", told.imported, told.known);
+            for row in &told.unreadable {
+                println!("not read: {row}");
+            }
         }
         Command::Redrive { only } => match runs::redrive(&*state, &*queue, only.as_deref(), &SystemEnv, &settings.finder.retry).await? {
             Some(run) => println!("run {}: {} jobs are queued again", run.id, run.sent_jobs()),

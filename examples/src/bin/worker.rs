@@ -22,9 +22,9 @@ async fn main() -> anyhow::Result<()> {
     dth_examples::log();
     dth_examples::serve_metrics(args.metrics)?;
     let settings = Settings::load(&args.config)?;
-    settings.stores().await?;
+    let stores = settings.stores().await?;
     let mut scope = TaskScope::new();
     let stop = dth_examples::stop_on_signal(&mut scope);
-    settings.task().await?.worker()?.run(stop).await;
+    settings.task_on(&stores).await?.worker()?.run(stop).await;
     Ok(())
 }

@@ -1,13 +1,13 @@
 //! The calls that one page, one batch or one try do not finish.
 
-use super::{
-    DynamoStore,
-    item::{Expression, Item},
+use super::DynamoStore;
+use crate::aws::{
+    error::{classify, service},
+    item::{Expression, Item, text},
 };
-use crate::aws::error::{classify, service};
 use aws_sdk_dynamodb::{
     operation::transact_write_items::TransactWriteItemsError,
-    types::{ConditionCheck, KeysAndAttributes, Put, PutRequest, TransactWriteItem, Update, WriteRequest},
+    types::{ConditionCheck, Delete, KeysAndAttributes, Put, PutRequest, TransactWriteItem, Update, WriteRequest},
 };
 use dth_core::{
     env::random_below,
@@ -155,6 +155,11 @@ impl DynamoStore {
         Ok(TransactWriteItem::builder().update(update.build().map_err(|e| self.unbuilt(e))?).build())
     }
 
+    pub(super) fn delete(&self, key: Item) -> Result<TransactWriteItem> {
+        let delete = Delete::builder().table_name(&*self.table).set_key(Some(key)).build().map_err(|e| self.unbuilt(e))?;
+        Ok(TransactWriteItem::builder().delete(delete).build())
+    }
+
     pub(super) fn check(&self, key: Item, expression: &Expression) -> Result<TransactWriteItem> {
         let check = ConditionCheck::builder()
             .table_name(&*self.table)
@@ -187,7 +192,7 @@ impl DynamoStore {
             let mut names: HashMap<String, String> = filter.names().unwrap_or_default();
             names.extend([("#pk".to_owned(), "pk".to_owned()), ("#sk".to_owned(), "sk".to_owned())]);
             let mut values = filter.values().unwrap_or_default();
-            values.extend([(":pk", pk), (":from", from), (":to", to)].map(|(name, value)| (name.to_owned(), super::item::text(value))));
+            values.extend([(":pk", pk), (":from", from), (":to", to)].map(|(name, value)| (name.to_owned(), text(value))));
             let call = self
                 .client
                 .query()

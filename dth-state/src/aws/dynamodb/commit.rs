@@ -3,11 +3,9 @@
 //! A transaction that is refused says which item it failed at. The members that conflict are taken out and judged one by
 //! one; the rest is written by the next try.
 
-use super::{
-    DynamoStore, FORGET_AFTER, SPREAD, Transacted,
-    item::{Expression, Item, bytes, get_bytes, get_number, key, number, tally_to_numbers, text},
-};
+use super::{DynamoStore, FORGET_AFTER, SPREAD, Transacted};
 use crate::aws::error::classify;
+use crate::aws::item::{Expression, Item, bytes, get_bytes, get_number, key, number, tally_to_numbers, text};
 use aws_sdk_dynamodb::types::{ReturnValue, TransactWriteItem};
 use dth_core::{
     env::random_below,

@@ -18,18 +18,22 @@
 
 mod calls;
 mod commit;
-mod item;
 
+use super::item::{
+    self, Expression, Item, bytes, get_bytes, get_number, get_text, key, need_number, need_text, number, tallies_of, text, totals_of,
+    totals_to_numbers,
+};
 use super::{client_config, error::classify};
 use crate::row::{More, corrupt, run_state, status};
 use async_trait::async_trait;
 use aws_config::SdkConfig;
 use aws_sdk_dynamodb::{
     Client,
+    error::ProvideErrorMetadata as _,
     operation::{create_table::CreateTableError, update_item::UpdateItemError},
     types::{
         AttributeDefinition, AttributeValue, BillingMode, GlobalSecondaryIndex, KeySchemaElement, KeyType, Projection, ProjectionType,
-        ReturnValue, ScalarAttributeType, TableStatus, TimeToLiveSpecification,
+        ReturnValue, ScalarAttributeType, TableStatus, TimeToLiveSpecification, TimeToLiveStatus,
     },
 };
 use calls::Transacted;
@@ -45,10 +49,6 @@ use dth_core::{
     },
 };
 use flate2::{Compression, read::DeflateDecoder, write::DeflateEncoder};
-use item::{
-    Expression, Item, bytes, get_bytes, get_number, get_text, key, need_number, need_text, number, tallies_of, text, totals_of,
-    totals_to_numbers,
-};
 use jiff::Timestamp;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -74,6 +74,8 @@ const MAX_TRANSACTION: usize = 100;
 const END_OF_TIME: i64 = 99_999_999_999_999;
 /// Parts noted in one item: a set of so many numbers takes about a kilobyte.
 const PARTS_A_SET: u32 = 256;
+/// For so long a table may be in the making.
+const TABLE_MADE: Duration = Duration::from_secs(120);
 /// Packs and parts are forgotten so long after they were last needed: no message lives as long.
 const FORGET_AFTER: Duration = Duration::from_secs(30 * 24 * 3600);
 /// A cancelled run is remembered while messages of it may be left: SQS keeps them for 14 days.
@@ -143,22 +145,44 @@ impl DynamoStore {
         for name in ["pk", "sk", "gpk", "gsk"] {
             call = call.attribute_definitions(attribute(name).map_err(invalid)?);
         }
-        let made = match call.send().await {
-            Ok(_) => true,
-            Err(error) if matches!(error.as_service_error(), Some(CreateTableError::ResourceInUseException(_))) => false,
-            Err(error) => return Err(classify(Op::Configure, table, error)),
-        };
+        let begun = tokio::time::Instant::now();
+        let mut asked = false;
         loop {
-            let described = client.describe_table().table_name(table).send().await.map_err(|e| classify(Op::Connect, table, e))?;
-            if described.table.and_then(|t| t.table_status) == Some(TableStatus::Active) {
-                break;
+            let described = client.describe_table().table_name(table).send().await.map_err(|e| classify(Op::Connect, table, e));
+            let waited = begun.elapsed();
+            match described.map(|d| d.table.and_then(|t| t.table_status)) {
+                Ok(Some(TableStatus::Active)) => break,
+                Err(error) if error.kind() == ErrorKind::NotFound && !asked => {
+                    asked = true;
+                    match call.clone().send().await {
+                        // Somebody else was faster.
+                        Err(error) if matches!(error.as_service_error(), Some(CreateTableError::ResourceInUseException(_))) => {}
+                        made => drop(made.map_err(|e| classify(Op::Configure, table, e))?),
+                    }
+                }
+                // A table that was just made may not be known everywhere.
+                Err(error) if error.kind() != ErrorKind::NotFound || waited > TABLE_MADE => return Err(error),
+                Ok(status) if waited > TABLE_MADE => {
+                    let status = status.map_or_else(String::new, |s| s.as_str().to_owned());
+                    let text = format!("it is {status} after {} s", waited.as_secs());
+                    return Err(Error::new(ErrorKind::Unavailable, Op::Configure, table).with_source(text));
+                }
+                _ => tokio::time::sleep(Duration::from_millis(500)).await,
             }
-            tokio::time::sleep(Duration::from_millis(500)).await;
         }
-        if made {
+        // Whoever made the table may have died before this.
+        let described = client.describe_time_to_live().table_name(table).send().await.map_err(|e| classify(Op::Connect, table, e))?;
+        let status = described.time_to_live_description.and_then(|d| d.time_to_live_status);
+        if !matches!(status, Some(TimeToLiveStatus::Enabled | TimeToLiveStatus::Enabling)) {
             let ttl = TimeToLiveSpecification::builder().enabled(true).attribute_name("ttl").build().map_err(invalid)?;
             let call = client.update_time_to_live().table_name(table).time_to_live_specification(ttl);
-            call.send().await.map_err(|e| classify(Op::Configure, table, e))?;
+            match call.send().await {
+                // Somebody else is enabling it.
+                Err(error) if error.as_service_error().is_some_and(|e| e.code() == Some("ValidationException")) => {
+                    tracing::debug!(error = %error, "time to live is not enabled by this process");
+                }
+                enabled => drop(enabled.map_err(|e| classify(Op::Configure, table, e))?),
+            }
         }
         Self::open(config, table, task).await
     }
@@ -687,7 +711,7 @@ impl StateStore for DynamoStore {
         if 1 + step.shards.len() + step.packs.len() > MAX_TRANSACTION {
             let text = format!("a step with {} packs", step.packs.len());
             return Err(Error::new(ErrorKind::Invalid, Op::SaveState, text)
-                .with_source("DynamoDB takes 100 items in a transaction: raise `finder.pack_jobs` or `finder.pack_bytes`"));
+                .with_source("DynamoDB takes 100 items in a transaction: raise `finder.pack_bytes`"));
         }
         let late = step.shards.is_empty() && step.packs.is_empty();
         let bodies: Vec<Vec<u8>> = step.packs.iter().map(|p| deflate(&p.body)).collect();
@@ -780,9 +804,14 @@ impl StateStore for DynamoStore {
                 continue;
             }
             let items = self.range(&self.pk(run.id.as_str()), "c#", "z#~", &Expression::default(), usize::MAX).await?;
-            self.write_all(items.iter().map(|item| self.delete_request(only_key(item))).collect::<Result<_>>()?).await?;
+            // While the run itself and its line in the list are there, whatever is left over is found again.
+            let rest = items.iter().filter(|item| get_text(item, "sk") != Some("run"));
+            self.write_all(rest.map(|item| self.delete_request(only_key(item))).collect::<Result<_>>()?).await?;
             let listed = self.listed_key(&run.id, run.started.as_millisecond());
-            self.write_all(vec![self.delete_request(listed)?]).await?;
+            let last = || [self.run_key(&run.id), listed.clone()].into_iter().map(|key| self.delete(key)).collect();
+            if let Transacted::Refused(_) = self.one_of_many(|| self.transact(last)).await? {
+                return Err(Error::new(ErrorKind::Internal, Op::SaveState, format!("run {}", run.id)));
+            }
             forgotten += 1;
         }
         Ok(forgotten)

@@ -26,6 +26,26 @@ pub(crate) enum Load {
     Heavy,
 }
 
+/// What the services would bill, by their documented rules.
+/// <https://aws.amazon.com/sqs/pricing/>,
+/// <https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/read-write-operations.html>
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Bill {
+    /// Requests to SQS: every 64 KiB of messages count as one.
+    pub(crate) queue: f64,
+    /// Write units of DynamoDB.
+    pub(crate) writes: f64,
+    /// Read units of DynamoDB.
+    pub(crate) reads: f64,
+}
+
+impl std::ops::Sub for Bill {
+    type Output = Self;
+    fn sub(self, other: Self) -> Self {
+        Self { queue: self.queue - other.queue, writes: self.writes - other.writes, reads: self.reads - other.reads }
+    }
+}
+
 /// A metered endpoint. It ends when it is dropped.
 pub(crate) struct Meter {
     pub(crate) endpoint: String,
@@ -41,6 +61,10 @@ struct Seen {
     throttled: AtomicU64,
     cut: AtomicU64,
     number: AtomicU64,
+    bill: Mutex<Bill>,
+    /// Messages handed out, and those of them that had been handed out before.
+    received: AtomicU64,
+    redelivered: AtomicU64,
 }
 
 impl Meter {
@@ -55,6 +79,9 @@ impl Meter {
             throttled: AtomicU64::new(0),
             cut: AtomicU64::new(0),
             number: AtomicU64::new(0),
+            bill: Mutex::default(),
+            received: AtomicU64::new(0),
+            redelivered: AtomicU64::new(0),
         });
         let mut tasks = TaskScope::new();
         let shared = Arc::clone(&seen);
@@ -77,6 +104,16 @@ impl Meter {
     /// Calls that went on to the service, by name.
     pub(crate) fn calls(&self) -> BTreeMap<String, u64> {
         self.seen.calls.lock().unwrap().clone()
+    }
+
+    /// What has been used so far.
+    pub(crate) fn bill(&self) -> Bill {
+        *self.seen.bill.lock().unwrap()
+    }
+
+    /// Messages handed out, and those of them that had been handed out before.
+    pub(crate) fn deliveries(&self) -> (u64, u64) {
+        (self.seen.received.load(Relaxed), self.seen.redelivered.load(Relaxed))
     }
 
     /// Completions of uploads, by key and status.
@@ -125,6 +162,9 @@ async fn pass(seen: Arc<Seen>, request: Request<Incoming>) -> anyhow::Result<Res
         *seen.answers.lock().unwrap().entry(format!("CompleteMultipartUpload {key} {}", head.status.as_u16())).or_default() += 1;
     }
     let mut body = body.collect().await?.to_bytes();
+    if let (Ok(asked), Ok(answered)) = (serde_json::from_slice(&asked), serde_json::from_slice(&body)) {
+        seen.account(of_queue, &name, &asked, &answered);
+    }
     if seen.load == Load::Heavy
         && number.is_multiple_of(2)
         && head.status.is_success()
@@ -169,4 +209,87 @@ fn in_part(name: &str, asked: &[u8], answered: &[u8]) -> Option<Value> {
         _ => return None,
     }
     Some(answer)
+}
+
+impl Seen {
+    fn account(&self, of_queue: bool, name: &str, asked: &Value, answered: &Value) {
+        let used = if of_queue {
+            if name == "ReceiveMessage" {
+                let messages = list(&answered["Messages"]);
+                let again = messages.iter().filter(|m| m["Attributes"]["ApproximateReceiveCount"].as_str().is_some_and(|n| n != "1"));
+                self.redelivered.fetch_add(again.count() as u64, Relaxed);
+                self.received.fetch_add(messages.len() as u64, Relaxed);
+            }
+            Bill { queue: queue_requests(asked, answered), ..Bill::default() }
+        } else {
+            let (writes, reads) = capacity(name, asked, answered);
+            Bill { writes, reads, ..Bill::default() }
+        };
+        let mut bill = self.bill.lock().unwrap();
+        bill.queue += used.queue;
+        bill.writes += used.writes;
+        bill.reads += used.reads;
+    }
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn queue_requests(asked: &Value, answered: &Value) -> f64 {
+    let sent = list(&asked["Entries"]).iter().map(|e| &e["MessageBody"]).chain([&asked["MessageBody"]]);
+    let bodies = sent.chain(list(&answered["Messages"]).iter().map(|m| &m["Body"]));
+    let bytes: usize = bodies.filter_map(Value::as_str).map(str::len).sum();
+    bytes.div_ceil(64 << 10).max(1) as f64
+}
+
+/// Write and read units of a call. What a call changes or deletes without showing it is taken for an item of a KiB.
+fn capacity(name: &str, asked: &Value, answered: &Value) -> (f64, f64) {
+    let written = |item: &Value| {
+        // A record that is in the index is written there too.
+        let index = if item.get("gpk").is_some() { 1.0 } else { 0.0 };
+        size(item).div_ceil(1 << 10).max(1) as f64 + index
+    };
+    let read = |item: &Value| size(item).div_ceil(4 << 10).max(1) as f64;
+    match name {
+        "PutItem" => (written(&asked["Item"]), 0.0),
+        "UpdateItem" | "DeleteItem" => (1.0, 0.0),
+        "BatchWriteItem" => {
+            let requests = asked["RequestItems"].as_object().into_iter().flat_map(|tables| tables.values()).flat_map(list);
+            (requests.map(|r| r.get("PutRequest").map_or(1.0, |put| written(&put["Item"]))).sum(), 0.0)
+        }
+        "TransactWriteItems" => {
+            let items = list(&asked["TransactItems"]).iter();
+            (items.map(|i| 2.0 * i.get("Put").map_or(1.0, |put| written(&put["Item"]))).sum(), 0.0)
+        }
+        "GetItem" => (0.0, read(&answered["Item"])),
+        "BatchGetItem" => {
+            let keys = asked["RequestItems"].as_object().into_iter().flat_map(|tables| tables.values());
+            let asked: usize = keys.map(|table| list(&table["Keys"]).len()).sum();
+            let found = answered["Responses"].as_object().into_iter().flat_map(|tables| tables.values()).flat_map(list);
+            let (number, units) = found.fold((0, 0.0), |(number, units), item| (number + 1, units + read(item)));
+            // An item that does not exist is paid for, too.
+            (0.0, units + (asked - number) as f64)
+        }
+        "Query" | "Scan" => {
+            let bytes: usize = list(&answered["Items"]).iter().map(size).sum();
+            (0.0, bytes.div_ceil(4 << 10).max(1) as f64)
+        }
+        _ => (0.0, 0.0),
+    }
+}
+
+/// Bytes of an item: names and values; a number takes about half its digits.
+fn size(item: &Value) -> usize {
+    let value = |value: &Value| -> usize {
+        let Some((kind, value)) = value.as_object().and_then(|v| v.iter().next()) else { return 1 };
+        let text = |value: &Value| value.as_str().map_or(0, str::len);
+        match kind.as_str() {
+            "N" => text(value) / 2 + 1,
+            "B" => text(value) / 4 * 3,
+            "NS" => list(value).iter().map(|n| text(n) / 2 + 1).sum(),
+            _ => text(value).max(1),
+        }
+    };
+    item.as_object().map_or(0, |item| item.iter().map(|(name, attribute)| name.len() + value(attribute)).sum())
 }

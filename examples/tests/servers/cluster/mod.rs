@@ -1,5 +1,6 @@
 //! Queue and state in (emulated) Amazon SQS and DynamoDB, on two emulators of different make.
 
+mod cloud;
 mod meter;
 mod patient;
 mod processes;
@@ -9,14 +10,17 @@ use dth_core::{
     conformance::{QueueBench, StateBench, Verdict, queue, state},
     error::ErrorKind,
     memory::MemoryStore,
+    plan::cost::{Prices, Requests},
+    queue::{Message, Queue},
     sync::Sync,
+    transfer::TransferSettings,
 };
 use dth_examples::servers::Server;
 use dth_state::{DynamoStore, SqsQueue, aws::SdkConfig};
 use futures_util::{StreamExt, stream};
 use meter::{Load, Meter};
 use patient::Patient;
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 /// The shortest lease of SQS.
 const TICK: Duration = Duration::from_secs(1);
@@ -124,7 +128,14 @@ async fn a_small_object_costs_few_calls() {
     assert!(report.is_success() && report.run.outcomes_like("copied").objects == objects, "{report}");
     let calls: u64 = meter.calls().values().sum::<u64>() - before;
     let each = calls as f64 / objects as f64;
-    println!("{each:.4} calls an object: {:?}", meter.calls());
+    let used = meter.bill();
+    println!(
+        "{each:.4} calls an object; {:.3} billed requests to the queue, {:.2} write units and {:.2} read units: {:?}",
+        used.queue / objects as f64,
+        used.writes / objects as f64,
+        used.reads / objects as f64,
+        meter.calls()
+    );
     assert!(each <= 0.06, "{each:.4} calls an object: {:?}", meter.calls());
     let before: u64 = meter.calls().values().sum();
     let again = task.run().await.unwrap();
@@ -132,4 +143,105 @@ async fn a_small_object_costs_few_calls() {
     let calls: u64 = meter.calls().values().sum::<u64>() - before;
     println!("a second run: {calls} calls");
     assert!(calls <= 40, "{calls} calls where nothing is to be done: {:?}", meter.calls());
+}
+
+/// Hundreds of dead letters are listed once each, and sent again without a search for each.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs ministack: run `cargo xtask test`"]
+async fn many_dead_letters_are_sent_again_in_few_calls() {
+    let server = Server::ministack(&venv()).await.unwrap();
+    let meter = Meter::start(&server.endpoint, Load::Light).await;
+    let config = server.aws(Some(&meter.endpoint)).await;
+    let queue = SqsQueue::create(&config, "jobs").await.unwrap();
+    let letters = 300;
+    let messages: Vec<Message> = (0..letters).map(|n| Message { body: format!("m{n}"), delay: Duration::ZERO }).collect();
+    queue.send(&messages).await.unwrap().into_iter().for_each(|sent| sent.unwrap());
+    loop {
+        let page = queue.receive(10, Duration::from_secs(60), Duration::from_secs(1)).await.unwrap();
+        if page.is_empty() {
+            break;
+        }
+        futures_util::future::join_all(page.iter().map(|delivery| async { queue.dead_letter(delivery, "why").await.unwrap() })).await;
+    }
+    assert_eq!(queue.depth().await.unwrap().dead, letters);
+    let before: u64 = meter.calls().values().sum();
+    let mut listed = BTreeMap::new();
+    let mut after: Option<String> = None;
+    loop {
+        let page = queue.dead_letters(after.as_deref(), 100).await.unwrap();
+        let Some(last) = page.last() else { break };
+        after = Some(last.id.clone());
+        listed.extend(page.into_iter().map(|letter| (letter.id, letter.body)));
+    }
+    assert_eq!(listed.len() as u64, letters);
+    for (id, body) in &listed {
+        queue.redrive(id, body).await.unwrap();
+    }
+    let depth = queue.depth().await.unwrap();
+    assert_eq!((depth.ready, depth.dead), (letters, 0));
+    let calls: u64 = meter.calls().values().sum::<u64>() - before;
+    println!("{letters} dead letters listed and sent again: {calls} calls");
+    assert!(calls <= 2 * letters + letters / 5, "{calls} calls: {:?}", meter.calls());
+    assert_eq!(queue.redrive("no such letter", "m").await.unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+/// What the examples of the original system's guide cost, by our price table and by the requests that are counted here.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs ministack: run `cargo xtask test`"]
+async fn the_examples_of_the_original_cost_less() {
+    let server = Server::ministack(&venv()).await.unwrap();
+    let meter = Meter::start(&server.endpoint, Load::Light).await;
+    let config = server.aws(Some(&meter.endpoint)).await;
+    // What one object more costs: two runs, and the difference.
+    let run = async |task: &str, objects: usize, size: usize| {
+        let (source, sink) = (MemoryStore::default(), MemoryStore::default());
+        let body = bytes::Bytes::from(crate::support::bytes(size, 7));
+        for n in 0..objects {
+            source.insert(format!("photos/2024/{n:06}.jpg"), body.clone());
+        }
+        let queue = SqsQueue::create(&config, task).await.unwrap();
+        let state = DynamoStore::create(&config, "state", task).await.unwrap();
+        let before = meter.bill();
+        let report = Sync::new(Arc::new(source), Arc::new(sink)).with_state(Arc::new(queue), Arc::new(state)).run().await.unwrap();
+        assert!(report.is_success() && report.run.outcomes_like("copied").objects == objects as u64, "{report}");
+        meter.bill() - before
+    };
+    let marginal = async |name: &str, few: usize, many: usize, size: usize| {
+        let less = run(&format!("{name}-few"), few, size).await;
+        let more = run(&format!("{name}-many"), many, size).await - less;
+        let each = (many - few) as f64;
+        // Looks at the run while it goes on are not of an object: how many there are is up to time.
+        (more.queue.max(0.0) / each, more.writes.max(0.0) / each, more.reads.max(0.0) / each)
+    };
+    let transfer = TransferSettings::default();
+    let gib = 1u64 << 30;
+    println!("example                      original: S3, state, queue   ours: S3, state, queue   a terabyte's way out");
+    for (name, few, many, size, objects, theirs) in [
+        ("2,048 x 50 MB", 2, 12, 50_000_000, 2_048u64, [0.11, 0.01, 0.01]),
+        ("107,400,000 x 10 KB", 1_000, 5_000, 10_000, 107_400_000, [622.34, 268.25, 85.92]),
+    ] {
+        let (queue_each, writes, reads) = marginal(if size > 1 << 20 { "large" } else { "small" }, few, many, size).await;
+        let mut one = Requests::default();
+        one.add_object(size as u64, transfer.single_max, transfer.part_size);
+        let lists = objects.div_ceil(1000);
+        let s3 =
+            Requests { source_list: lists, destination_list: lists, get: one.get * objects, put: one.put * objects, ..Requests::default() };
+        let times = |each: f64| (each * objects as f64) as u64;
+        let state = Requests { state_write: times(writes), state_read: times(reads), ..Requests::default() };
+        let queue = Requests { queue: times(queue_each), ..Requests::default() };
+        let prices = Prices::default();
+        let ours = [&s3, &state, &queue].map(|requests| requests.cost(0, &prices));
+        let out = Requests::default().cost(1000 * gib, &Prices { egress_per_gb: 0.09 * 1.024 * 1e9 / gib as f64, ..prices });
+        println!("{name:<28} {theirs:>8.2?}   {ours:>8.2?}   {out:.2}   ({writes:.2} write units, {reads:.2} read units an object)");
+        let (theirs, ours): (f64, f64) = (theirs.iter().sum(), ours.iter().sum());
+        assert!(ours <= theirs, "{name}: {ours:.2} dollars, theirs {theirs:.2}");
+        if size < 1 << 20 {
+            // An image is one job; ECR bills no requests. Theirs: Lambda and state transitions of a workflow engine.
+            let times = |each: f64| (each * 27.0).ceil() as u64;
+            let used = Requests { queue: times(queue_each), state_write: times(writes), state_read: times(reads), ..Requests::default() };
+            let (ours, theirs) = (used.cost(0, &prices), 0.000_072 + 0.001_5);
+            println!("27 images of 3 GB: theirs {theirs:.6}, ours {ours:.6}; the way out {:.2}", 3.0 * prices.egress_per_gb);
+            assert!(ours <= theirs);
+        }
+    }
 }

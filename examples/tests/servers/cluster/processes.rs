@@ -1,8 +1,11 @@
 //! Finder and workers as processes over (emulated) SQS and DynamoDB, between two S3 servers; workers are killed all the time.
 
-use super::meter::{Load, Meter};
+use super::{
+    cloud::{MAKE_TOPIC, PUT_SECRET, RECEIVE_ALL, in_secret, key_secret, own_rights},
+    meter::{Load, Meter},
+};
 use crate::{
-    chaos::{Processes, keys_by_environment, referee},
+    chaos::{Processes, referee},
     support::{bytes, ministacks, put, put_multipart, venv},
 };
 use dth_core::{
@@ -53,14 +56,24 @@ async fn killed_workers_of_a_cluster_lose_and_double_nothing() {
     }
     let made = small + large + giants;
 
-    let keys = keys_by_environment(&mut pair);
-    let root = [("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+    // The keys of both sides lie in secrets, and notices go to a topic.
+    for (name, server) in [("dth/from", pair.source_server()), ("dth/to", pair.sink_server())] {
+        cloud.python(&venv(), PUT_SECRET, &[name, &key_secret(server.keys())]).await.unwrap();
+    }
+    let topic = cloud.python(&venv(), MAKE_TOPIC, &["alarms"]).await.unwrap();
     let settings = &mut pair.settings;
+    settings.source.credentials = in_secret(&cloud, "dth/from");
+    settings.destination.credentials = in_secret(&cloud, "dth/to");
+    settings.alarms.task = "e2e".into();
+    settings.alarms.sns = Some(topic.trim().to_owned());
+    settings.alarms.endpoint = Some(cloud.endpoint.clone());
+    settings.alarms.every_seconds = 1;
     settings.state = None;
     settings.cluster = Some(Cluster {
         queue: "jobs".into(),
         table: "state".into(),
         task: "e2e".into(),
+        job_table: None,
         create: true,
         region: Some("us-east-1".into()),
         endpoint: Some(meter.endpoint.clone()),
@@ -88,8 +101,7 @@ async fn killed_workers_of_a_cluster_lose_and_double_nothing() {
     }
 
     let begun = Instant::now();
-    let mut processes =
-        Processes::new(&config, keys.into_iter().chain(root).collect(), &["finder", "worker", "worker", "worker", "worker"]);
+    let mut processes = Processes::new(&config, own_rights(), &["finder", "worker", "worker", "worker", "worker"]);
     let most = Duration::from_secs(240 + (small / 20 + giants * giant_mib / 4) as u64);
     let mut kills = 0;
     let run = loop {
@@ -107,13 +119,31 @@ async fn killed_workers_of_a_cluster_lose_and_double_nothing() {
         assert!(begun.elapsed() < most, "messages stay: {:?}", stores.queue.depth().await);
         sleep(Duration::from_millis(500)).await;
     }
+    // Whoever gave the first ones up may have been killed before it could tell of it; this one is told of.
+    let last = r#"{"v":98}"#;
+    for sent in stores.queue.send(&[Message { body: last.into(), delay: Duration::ZERO }]).await.unwrap() {
+        sent.unwrap();
+    }
+    let mut told: Vec<String> = Vec::new();
+    while told.is_empty() || stores.queue.depth().await.unwrap().pending() > 0 {
+        assert!(begun.elapsed() < most + Duration::from_secs(60), "nobody is told of dead letters: {told:?}");
+        sleep(Duration::from_millis(500)).await;
+        told.extend(serde_json::from_str::<Vec<String>>(&cloud.python(&venv(), RECEIVE_ALL, &["alarms"]).await.unwrap()).unwrap());
+    }
+    assert!(told.iter().all(|notice| notice.contains("dead_letters")), "{told:?}");
     drop(processes);
     let report = Report::new(run);
     assert!(kills >= 3, "it was over before anybody was killed");
     println!("{made} objects, {kills} kills of workers, {settled:?}\n{report}");
     assert!(report.is_success() && report.run.totals.listed.objects as usize == made, "{report}");
     let calls: u64 = meter.calls().values().sum();
-    println!("{:.3} calls to queue and state an object, kills included: {:?}", calls as f64 / made as f64, meter.calls());
+    let ((received, again), used) = (meter.deliveries(), meter.bill());
+    println!(
+        "{:.3} calls to queue and state an object, kills included; {:.2} write units an object; of {received} messages {again} came again: {:?}",
+        calls as f64 / made as f64,
+        used.writes / made as f64,
+        meter.calls()
+    );
 
     // What killed workers had begun and not written down yet is swept once the run is over, as `finder --wait` does.
     runs::settle(&*stores.state, &report.run.id, &SystemEnv, &RetryPolicy::default()).await.unwrap();
@@ -132,7 +162,11 @@ async fn killed_workers_of_a_cluster_lose_and_double_nothing() {
         dead.extend(page.into_iter().map(|letter| letter.body));
     }
     // A worker that is killed between the letter and the deletion leaves a second letter.
-    assert_eq!(dead.iter().map(String::as_str).collect::<BTreeSet<_>>(), BTreeSet::from(poison), "dead letters are the poison");
+    assert_eq!(
+        dead.iter().map(String::as_str).collect::<BTreeSet<_>>(),
+        poison.into_iter().chain([last]).collect(),
+        "dead letters are the poison"
+    );
     let completed = |key: &str| front.answers().get(&format!("CompleteMultipartUpload {key} 200")).copied().unwrap_or(0);
     for n in 0..giants {
         assert_eq!(completed(&format!("big/giant{n}")), 1, "{:?}", front.answers());

@@ -8,42 +8,42 @@ use dth_core::{
 };
 use std::collections::{BTreeMap, HashMap};
 
-pub(super) type Item = HashMap<String, AttributeValue>;
+pub(crate) type Item = HashMap<String, AttributeValue>;
 
-pub(super) fn text(value: impl Into<String>) -> AttributeValue {
+pub(crate) fn text(value: impl Into<String>) -> AttributeValue {
     AttributeValue::S(value.into())
 }
 
-pub(super) fn number(value: impl std::fmt::Display + Copy) -> AttributeValue {
+pub(crate) fn number(value: impl std::fmt::Display + Copy) -> AttributeValue {
     AttributeValue::N(value.to_string())
 }
 
-pub(super) fn bytes(value: Vec<u8>) -> AttributeValue {
+pub(crate) fn bytes(value: Vec<u8>) -> AttributeValue {
     AttributeValue::B(Blob::new(value))
 }
 
 /// The key of an item.
-pub(super) fn key(pk: impl Into<String>, sk: impl Into<String>) -> Item {
+pub(crate) fn key(pk: impl Into<String>, sk: impl Into<String>) -> Item {
     [("pk".to_owned(), text(pk)), ("sk".to_owned(), text(sk))].into()
 }
 
-pub(super) fn get_text<'a>(item: &'a Item, name: &str) -> Option<&'a str> {
+pub(crate) fn get_text<'a>(item: &'a Item, name: &str) -> Option<&'a str> {
     item.get(name)?.as_s().ok().map(String::as_str)
 }
 
-pub(super) fn need_text<'a>(item: &'a Item, name: &str) -> Result<&'a str> {
+pub(crate) fn need_text<'a>(item: &'a Item, name: &str) -> Result<&'a str> {
     get_text(item, name).ok_or_else(|| missing(item, name))
 }
 
-pub(super) fn get_number<T: std::str::FromStr>(item: &Item, name: &str) -> Option<T> {
+pub(crate) fn get_number<T: std::str::FromStr>(item: &Item, name: &str) -> Option<T> {
     item.get(name)?.as_n().ok()?.parse().ok()
 }
 
-pub(super) fn need_number<T: std::str::FromStr>(item: &Item, name: &str) -> Result<T> {
+pub(crate) fn need_number<T: std::str::FromStr>(item: &Item, name: &str) -> Result<T> {
     get_number(item, name).ok_or_else(|| missing(item, name))
 }
 
-pub(super) fn get_bytes<'a>(item: &'a Item, name: &str) -> Option<&'a [u8]> {
+pub(crate) fn get_bytes<'a>(item: &'a Item, name: &str) -> Option<&'a [u8]> {
     item.get(name)?.as_b().ok().map(AsRef::as_ref)
 }
 
@@ -54,7 +54,7 @@ fn missing(item: &Item, name: &str) -> dth_core::error::Error {
 
 /// An update, or a condition, with its names and values.
 #[derive(Debug, Default)]
-pub(super) struct Expression {
+pub(crate) struct Expression {
     names: HashMap<String, String>,
     values: HashMap<String, AttributeValue>,
     set: Vec<String>,
@@ -65,7 +65,7 @@ pub(super) struct Expression {
 
 impl Expression {
     /// The placeholder of an attribute: many names are words of the language.
-    pub(super) fn name(&mut self, attribute: &str) -> String {
+    pub(crate) fn name(&mut self, attribute: &str) -> String {
         if let Some((placeholder, _)) = self.names.iter().find(|(_, name)| *name == attribute) {
             return placeholder.clone();
         }
@@ -74,23 +74,23 @@ impl Expression {
         placeholder
     }
 
-    pub(super) fn value(&mut self, value: AttributeValue) -> String {
+    pub(crate) fn value(&mut self, value: AttributeValue) -> String {
         let placeholder = format!(":v{}", self.values.len());
         self.values.insert(placeholder.clone(), value);
         placeholder
     }
 
-    pub(super) fn set(&mut self, attribute: &str, value: AttributeValue) {
+    pub(crate) fn set(&mut self, attribute: &str, value: AttributeValue) {
         let (name, value) = (self.name(attribute), self.value(value));
         self.set.push(format!("{name} = {value}"));
     }
 
-    pub(super) fn set_first(&mut self, attribute: &str, value: AttributeValue) {
+    pub(crate) fn set_first(&mut self, attribute: &str, value: AttributeValue) {
         let (name, value) = (self.name(attribute), self.value(value));
         self.set.push(format!("{name} = if_not_exists({name}, {value})"));
     }
 
-    pub(super) fn set_or_remove(&mut self, attribute: &str, value: Option<AttributeValue>) {
+    pub(crate) fn set_or_remove(&mut self, attribute: &str, value: Option<AttributeValue>) {
         match value {
             Some(value) => self.set(attribute, value),
             None => {
@@ -100,27 +100,27 @@ impl Expression {
         }
     }
 
-    pub(super) fn add(&mut self, attribute: &str, by: u64) {
+    pub(crate) fn add(&mut self, attribute: &str, by: u64) {
         let (name, value) = (self.name(attribute), self.value(number(by)));
         self.add.push(format!("{name} {value}"));
     }
 
     /// What must hold for it to be done.
-    pub(super) fn when(&mut self, condition: String) {
+    pub(crate) fn when(&mut self, condition: String) {
         self.conditions.push(condition);
     }
 
-    pub(super) fn when_equal(&mut self, attribute: &str, value: AttributeValue) {
+    pub(crate) fn when_equal(&mut self, attribute: &str, value: AttributeValue) {
         let (name, value) = (self.name(attribute), self.value(value));
         self.when(format!("{name} = {value}"));
     }
 
-    pub(super) fn when_missing(&mut self, attribute: &str) {
+    pub(crate) fn when_missing(&mut self, attribute: &str) {
         let name = self.name(attribute);
         self.when(format!("attribute_not_exists({name})"));
     }
 
-    pub(super) fn update(&self) -> String {
+    pub(crate) fn update(&self) -> String {
         let clause = |word: &str, parts: &[String]| match parts {
             [] => String::new(),
             parts => format!("{word} {} ", parts.join(", ")),
@@ -128,22 +128,22 @@ impl Expression {
         [clause("SET", &self.set), clause("REMOVE", &self.remove), clause("ADD", &self.add)].concat()
     }
 
-    pub(super) fn condition(&self) -> Option<String> {
+    pub(crate) fn condition(&self) -> Option<String> {
         (!self.conditions.is_empty()).then(|| self.conditions.join(" AND "))
     }
 
     /// An empty table is refused.
-    pub(super) fn names(&self) -> Option<HashMap<String, String>> {
+    pub(crate) fn names(&self) -> Option<HashMap<String, String>> {
         (!self.names.is_empty()).then(|| self.names.clone())
     }
 
-    pub(super) fn values(&self) -> Option<HashMap<String, AttributeValue>> {
+    pub(crate) fn values(&self) -> Option<HashMap<String, AttributeValue>> {
         (!self.values.is_empty()).then(|| self.values.clone())
     }
 }
 
 /// The totals as numbers that can be added to, by the names that they have in an item. Zeros are left out.
-pub(super) fn totals_to_numbers(totals: &FinderTotals) -> Vec<(String, u64)> {
+pub(crate) fn totals_to_numbers(totals: &FinderTotals) -> Vec<(String, u64)> {
     let tallies = [
         ("listed", totals.listed),
         ("unchanged", totals.unchanged),
@@ -165,7 +165,7 @@ pub(super) fn totals_to_numbers(totals: &FinderTotals) -> Vec<(String, u64)> {
 }
 
 /// The totals that an item holds.
-pub(super) fn totals_of(item: &Item) -> FinderTotals {
+pub(crate) fn totals_of(item: &Item) -> FinderTotals {
     let tally = |name: &str| tally_of(item, &format!("t:{name}"));
     FinderTotals {
         listed: tally("listed"),
@@ -181,7 +181,7 @@ pub(super) fn totals_of(item: &Item) -> FinderTotals {
     }
 }
 
-pub(super) fn tally_to_numbers(name: &str, tally: Tally) -> [(String, u64); 2] {
+pub(crate) fn tally_to_numbers(name: &str, tally: Tally) -> [(String, u64); 2] {
     [(format!("{name}|objects"), tally.objects), (format!("{name}|bytes"), tally.bytes)]
 }
 
@@ -193,7 +193,7 @@ fn tally_of(item: &Item, name: &str) -> Tally {
 }
 
 /// All tallies whose names begin so, by the rest of their names.
-pub(super) fn tallies_of(item: &Item, prefix: &str) -> BTreeMap<String, Tally> {
+pub(crate) fn tallies_of(item: &Item, prefix: &str) -> BTreeMap<String, Tally> {
     let names = item.keys().filter_map(|name| name.strip_prefix(prefix)?.strip_suffix("|objects"));
     names.map(|name| (name.to_owned(), tally_of(item, &format!("{prefix}{name}")))).collect()
 }

@@ -1,23 +1,28 @@
-//! One HTTP client: hyper over rustls, with the system's certificates and our own, through a proxy where one is set.
+//! One HTTP client for all protocols of the family: hyper over rustls, with the system's certificates and our own, through a proxy
+//! where one is set.
 
-use crate::config::Proxy;
+use crate::{
+    error::{Error, ErrorKind, Op, Result},
+    secret::Secret,
+};
 use async_trait::async_trait;
 use bytes::Bytes;
-use dth_core::error::{Error, ErrorKind, Op, Result};
 use http::HeaderValue;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::{
     client::{
         legacy::{
-            Client,
+            Client, ResponseFuture,
             connect::{Connected, Connection, HttpConnector, proxy::Tunnel},
         },
         proxy::matcher::Matcher,
     },
     rt::{TokioExecutor, TokioIo, TokioTimer},
 };
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
+use serde::{Deserialize, Serialize};
 use std::{
     fmt,
     future::Future,
@@ -28,8 +33,35 @@ use std::{
 };
 use tower_service::Service;
 
-pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
-pub(super) type HttpBody = UnsyncBoxBody<Bytes, BoxError>;
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The body of a request.
+pub type Body = UnsyncBoxBody<Bytes, BoxError>;
+
+/// Which proxy requests go through.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind", deny_unknown_fields)]
+pub enum Proxy {
+    /// As `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` say, in either case.
+    #[default]
+    Environment,
+    /// None, whatever the environment says.
+    None,
+    /// This one.
+    Url {
+        /// `http(s)://host:port`.
+        url: String,
+        /// User for basic authentication.
+        #[serde(default)]
+        user: Option<String>,
+        /// Its password.
+        #[serde(default)]
+        password: Option<Secret>,
+        /// Hosts that are reached directly, as in `NO_PROXY`.
+        #[serde(default)]
+        no_proxy: Option<String>,
+    },
+}
 
 /// A connection of a [`Connector`].
 pub trait Transport: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin {}
@@ -46,50 +78,80 @@ pub trait Connector: fmt::Debug + Send + Sync {
     async fn connect(&self, host: &str, port: u16) -> std::io::Result<Box<dyn Transport>>;
 }
 
-type Pool = Client<Deadline<HttpsConnector<Proxied>>, HttpBody>;
+type Pool = Client<Deadline<HttpsConnector<Proxied>>, Body>;
 
-/// The client, and what it must know of its proxy.
+/// What a client is made with.
+#[derive(Debug, Clone)]
+pub struct HttpSettings {
+    /// PEM file with certificates to trust besides the system's.
+    pub ca_file: Option<String>,
+    /// Which proxy requests go through.
+    pub proxy: Proxy,
+    /// Time for name resolution, TCP and TLS together.
+    pub connect_timeout: Duration,
+    /// Where connections come from, if not from TCP.
+    pub connector: Option<Arc<dyn Connector>>,
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        Self { ca_file: None, proxy: Proxy::default(), connect_timeout: Duration::from_secs(10), connector: None }
+    }
+}
+
+/// A client with a pool of connections. Clones share it. Redirects are answers, and not followed.
 #[derive(Clone)]
-pub(super) struct Http {
-    pub(super) pool: Pool,
+pub struct Http {
+    pool: Pool,
     proxies: Arc<Matcher>,
 }
 
+impl fmt::Debug for Http {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Http")
+    }
+}
+
 impl Http {
+    /// Makes a client; nothing is sent yet. `Invalid` when the certificates or the proxy cannot be used.
+    pub fn new(settings: HttpSettings) -> Result<Self> {
+        let HttpSettings { ca_file, proxy, connect_timeout, connector } = settings;
+        let invalid = |why: BoxError| Error::new(ErrorKind::Invalid, Op::Configure, "TLS").with_source(why);
+        let tls = tls(ca_file.as_deref()).map_err(invalid)?;
+        let proxies = Arc::new(if connector.is_some() { Matcher::builder().build() } else { matcher(&proxy)? });
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_keepalive(Some(Duration::from_secs(60)));
+        let over_tls = |tls| hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
+        let proxied =
+            Proxied { to_proxy: over_tls(tls.clone()).wrap_connector(tcp.clone()), tcp, connector, proxies: Arc::clone(&proxies) };
+        let https = over_tls(tls).wrap_connector(proxied);
+        let pool = Client::builder(TokioExecutor::new())
+            // Without a timer the idle timeout has no effect.
+            .pool_timer(TokioTimer::new())
+            // Below the 60 s and more at which servers close.
+            .pool_idle_timeout(Duration::from_secs(20))
+            .set_host(false)
+            .build(Deadline { inner: https, time: connect_timeout });
+        Ok(Self { pool, proxies })
+    }
+
+    /// Sends a request. Its `Host` header is the caller's to set; how long to wait for the answer, too.
+    pub fn request(&self, mut request: http::Request<Body>) -> ResponseFuture {
+        if let Some(login) = self.proxy_authorization(request.uri()) {
+            request.headers_mut().insert("proxy-authorization", login);
+        }
+        self.pool.request(request)
+    }
+
     /// What a proxy wants to see on each request that it forwards; a tunnel is authorized when it is opened.
-    pub(super) fn proxy_authorization(&self, to: &http::Uri) -> Option<HeaderValue> {
+    fn proxy_authorization(&self, to: &http::Uri) -> Option<HeaderValue> {
         if to.scheme_str() != Some("http") {
             return None;
         }
         self.proxies.intercept(to)?.basic_auth().cloned()
     }
-}
-
-/// A client that trusts the system's certificates and those of `ca_file`.
-pub(super) fn client(
-    ca_file: Option<&str>,
-    proxy: &Proxy,
-    connect_timeout: Duration,
-    connector: Option<Arc<dyn Connector>>,
-) -> Result<Http> {
-    let invalid = |why: BoxError| Error::new(ErrorKind::Invalid, Op::Configure, "TLS").with_source(why);
-    let tls = tls(ca_file).map_err(invalid)?;
-    let proxies = Arc::new(if connector.is_some() { Matcher::builder().build() } else { matcher(proxy)? });
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    tcp.set_keepalive(Some(Duration::from_secs(60)));
-    let over_tls = |tls| hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
-    let proxied = Proxied { to_proxy: over_tls(tls.clone()).wrap_connector(tcp.clone()), tcp, connector, proxies: Arc::clone(&proxies) };
-    let https = over_tls(tls).wrap_connector(proxied);
-    let pool = Client::builder(TokioExecutor::new())
-        // Without a timer the idle timeout has no effect.
-        .pool_timer(TokioTimer::new())
-        // Below the 60 s and more at which servers close.
-        .pool_idle_timeout(Duration::from_secs(20))
-        .set_host(false)
-        .build(Deadline { inner: https, time: connect_timeout });
-    Ok(Http { pool, proxies })
 }
 
 fn matcher(proxy: &Proxy) -> Result<Matcher> {
@@ -107,8 +169,8 @@ fn matcher(proxy: &Proxy) -> Result<Matcher> {
     let (Some(scheme @ ("http" | "https")), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
         return Err(invalid(format!("`{url}` is not of the form http(s)://host:port")));
     };
-    let encode = |text: &str| super::uri::query(&[("", text.to_owned())])[1..].to_owned();
-    let login = user.as_ref().map(|user| format!("{}:{}@", encode(user), encode(password.as_ref().map_or("", |p| p.expose()))));
+    let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+    let login = user.as_ref().map(|user| format!("{}:{}@", encode(user), encode(password.as_ref().map_or("", Secret::expose))));
     let all = format!("{scheme}://{}{authority}", login.unwrap_or_default());
     let builder = Matcher::builder().all(all);
     Ok(match no_proxy {
@@ -121,7 +183,7 @@ type Connecting<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
 
 /// Connects directly, or to a proxy, as the destination wants it.
 #[derive(Clone)]
-pub(super) struct Proxied {
+struct Proxied {
     connector: Option<Arc<dyn Connector>>,
     tcp: HttpConnector,
     to_proxy: HttpsConnector<HttpConnector>,
@@ -129,7 +191,7 @@ pub(super) struct Proxied {
 }
 
 /// A connection; over a forwarding proxy, requests name the whole URL.
-pub(super) struct MaybeProxied {
+struct MaybeProxied {
     io: Io,
     forwarded: bool,
 }
@@ -267,7 +329,7 @@ fn system_roots() -> rustls::RootCertStore {
 
 /// A deadline for name resolution, TCP and TLS together.
 #[derive(Clone)]
-pub(super) struct Deadline<C> {
+struct Deadline<C> {
     inner: C,
     time: Duration,
 }

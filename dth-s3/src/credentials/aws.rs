@@ -1,0 +1,111 @@
+//! Credentials that AWS is asked for: the default chain, roles, secrets.
+
+use super::missing;
+use crate::config::CredentialsConfig;
+use aws_config::{BehaviorVersion, Region, default_provider::credentials::DefaultCredentialsChain, sts::AssumeRoleProvider};
+use aws_credential_types::{Credentials, provider::ProvideCredentials};
+use dth_core::error::{Error, ErrorKind, Op, Result};
+use std::time::SystemTime;
+
+/// How sessions of roles are called.
+const SESSION: &str = "dth";
+
+pub(super) async fn load(config: &CredentialsConfig, bucket_region: &str, now: SystemTime) -> Result<Credentials> {
+    match config {
+        CredentialsConfig::DefaultChain { profile } => default_chain(profile.as_deref(), bucket_region).await,
+        CredentialsConfig::AssumeRole { role, external_id, session_name, region, endpoint, base } => {
+            let base = Box::pin(super::load(base, bucket_region, now)).await?;
+            let region = Region::new(region.clone().unwrap_or_else(|| bucket_region.to_owned()));
+            let mut conf = aws_config::defaults(BehaviorVersion::latest()).region(region).credentials_provider(base);
+            if let Some(endpoint) = endpoint {
+                conf = conf.endpoint_url(endpoint);
+            }
+            let mut role_of = AssumeRoleProvider::builder(role)
+                .configure(&conf.load().await)
+                .session_name(session_name.clone().unwrap_or_else(|| SESSION.to_owned()));
+            if let Some(id) = external_id {
+                role_of = role_of.external_id(id);
+            }
+            role_of.build().await.provide_credentials().await.map_err(|e| refused(&format!("role {role}"), e))
+        }
+        #[cfg(feature = "secrets-manager")]
+        CredentialsConfig::Secret { name, region, endpoint } => secret::read(name, region.as_ref(), endpoint.as_ref(), now).await,
+        #[cfg(not(feature = "secrets-manager"))]
+        CredentialsConfig::Secret { .. } => Err(missing("build dth-s3 with feature `secrets-manager` to read secrets")),
+        _ => Err(missing("AWS is not asked for these")),
+    }
+}
+
+async fn default_chain(profile: Option<&str>, region: &str) -> Result<Credentials> {
+    let mut chain = DefaultCredentialsChain::builder().region(Region::new(region.to_owned()));
+    if let Some(profile) = profile {
+        chain = chain.profile_name(profile);
+    }
+    chain.build().await.provide_credentials().await.map_err(|e| refused("credentials (default chain)", e))
+}
+
+fn refused(what: &str, error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::new(ErrorKind::CredentialsExpired, Op::Configure, what).with_source(error)
+}
+
+#[cfg(feature = "secrets-manager")]
+mod secret {
+    use super::{BehaviorVersion, Credentials, Error, ErrorKind, Op, Region, Result, refused};
+    use aws_sdk_secretsmanager::{Client, error::SdkError};
+    use serde_json::Value;
+    use std::time::{Duration, SystemTime};
+
+    /// A secret is rotated without a word: what was read is taken to expire after this time, and read again before.
+    const LIFE: Duration = Duration::from_secs(15 * 60);
+
+    pub(super) async fn read(name: &str, region: Option<&String>, endpoint: Option<&String>, now: SystemTime) -> Result<Credentials> {
+        let mut conf = aws_config::defaults(BehaviorVersion::latest());
+        if let Some(region) = region {
+            conf = conf.region(Region::new(region.clone()));
+        }
+        if let Some(endpoint) = endpoint {
+            conf = conf.endpoint_url(endpoint);
+        }
+        let target = format!("secret {name}");
+        let answer = Client::new(&conf.load().await).get_secret_value().secret_id(name).send().await;
+        let answer = answer.map_err(|error| match &error {
+            SdkError::ServiceError(said) if said.raw().status().as_u16() < 500 && said.raw().status().as_u16() != 429 => {
+                refused(&target, error)
+            }
+            SdkError::ServiceError(_) | SdkError::TimeoutError(_) | SdkError::ResponseError(_) => {
+                Error::new(ErrorKind::Unavailable, Op::Configure, &target).with_source(error)
+            }
+            // Nobody to ask with, or nobody there.
+            _ => refused(&target, error),
+        })?;
+        let text = answer.secret_string.or_else(|| String::from_utf8(answer.secret_binary?.into_inner()).ok());
+        parse(&target, &text.unwrap_or_default(), now + LIFE)
+    }
+
+    /// Errors say which field is wrong, and nothing of what is in it.
+    fn parse(target: &str, text: &str, expiry: SystemTime) -> Result<Credentials> {
+        let wrong = |why: String| Error::new(ErrorKind::CredentialsExpired, Op::Configure, target).with_source(why);
+        let shape = "expected JSON {\"access_key_id\": …, \"secret_access_key\": …, \"session_token\"?: …}";
+        let value: Value = serde_json::from_str(text).map_err(|_| wrong(format!("it is not JSON; {shape}")))?;
+        let field = |name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned).filter(|text| !text.is_empty());
+        let need = |name: &str| field(name).ok_or_else(|| wrong(format!("`{name}` is missing, empty or no text; {shape}")));
+        Ok(Credentials::new(need("access_key_id")?, need("secret_access_key")?, field("session_token"), Some(expiry), "secret"))
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn a_secret_is_read_or_refused_without_being_told() {
+            let now = SystemTime::UNIX_EPOCH;
+            let good = parse("s", r#"{"access_key_id":"a","secret_access_key":"canary","session_token":"t","more":1}"#, now).unwrap();
+            assert_eq!((good.access_key_id(), good.secret_access_key(), good.session_token()), ("a", "canary", Some("t")));
+            assert!(parse("s", r#"{"access_key_id":"a","secret_access_key":"canary"}"#, now).unwrap().session_token().is_none());
+            for bad in ["", "canary", "[]", r#"{"access_key_id":"canary"}"#, r#"{"access_key_id":"canary","secret_access_key":7}"#] {
+                let error = parse("secret dth/source", bad, now).unwrap_err().chain();
+                assert!(error.contains("secret dth/source") && !error.contains("canary"), "{error}");
+            }
+        }
+    }
+}
