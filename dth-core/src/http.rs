@@ -1,6 +1,9 @@
 //! One HTTP client for all protocols of the family: hyper over rustls, with the system's certificates and our own, through a proxy
 //! where one is set.
 
+#[cfg(feature = "aws-http")]
+mod sdk;
+
 use crate::{
     error::{Error, ErrorKind, Op, Result},
     secret::Secret,
@@ -16,7 +19,7 @@ use hyper_util::{
             Client, ResponseFuture,
             connect::{Connected, Connection, HttpConnector, proxy::Tunnel},
         },
-        proxy::matcher::Matcher,
+        proxy::matcher::{Intercept, Matcher},
     },
     rt::{TokioExecutor, TokioIo, TokioTimer},
 };
@@ -26,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use std::{
     fmt,
     future::Future,
+    net::IpAddr,
     pin::Pin,
     sync::{Arc, OnceLock},
     task::{Context, Poll},
@@ -74,7 +78,7 @@ pub trait Connector: fmt::Debug + Send + Sync {
     /// A connection to this host (an IPv6 address without brackets) and port; TLS, where the endpoint is `https`, is spoken over
     /// it. Proxies are not asked. Dropped when `connect_timeout_seconds` have passed.
     ///
-    /// The default credential chain does not use it.
+    /// Those who are asked for credentials are not reached over it.
     async fn connect(&self, host: &str, port: u16) -> std::io::Result<Box<dyn Transport>>;
 }
 
@@ -150,7 +154,22 @@ impl Http {
         if to.scheme_str() != Some("http") {
             return None;
         }
-        self.proxies.intercept(to)?.basic_auth().cloned()
+        intercept(&self.proxies, to)?.basic_auth().cloned()
+    }
+}
+
+/// The proxy for this destination. What is only on this machine's own link, as the metadata services of clouds are, is never
+/// behind one.
+fn intercept(proxies: &Matcher, to: &http::Uri) -> Option<Intercept> {
+    let host = to.host()?.trim_start_matches('[').trim_end_matches(']');
+    if host.parse().is_ok_and(is_link_local) { None } else { proxies.intercept(to) }
+}
+
+/// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html>: 169.254.169.254 and fd00:ec2::254.
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local() || address.segments()[..2] == [0xfd00, 0x0ec2],
     }
 }
 
@@ -221,7 +240,7 @@ impl Service<http::Uri> for Proxied {
             });
         }
         let tcp = |io, forwarded| MaybeProxied { io: Io::Tcp(io), forwarded };
-        let Some(proxy) = self.proxies.intercept(&to) else {
+        let Some(proxy) = intercept(&self.proxies, &to) else {
             let connecting = self.tcp.call(to);
             return Box::pin(async move { Ok(tcp(MaybeHttpsStream::Http(connecting.await?), false)) });
         };
@@ -356,5 +375,23 @@ where
                 Err(_) => Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "no connection in time").into()),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metadata_services_are_never_behind_a_proxy() {
+        let proxies = Matcher::builder().all("http://proxy:3128").build();
+        for direct in
+            ["http://169.254.169.254/latest/meta-data", "http://169.254.170.2/v2", "http://[fd00:ec2::254]/", "http://[fe80::1]:80/"]
+        {
+            assert!(intercept(&proxies, &direct.parse().unwrap()).is_none(), "{direct}");
+        }
+        for proxied in ["http://169.255.0.1/", "https://sqs.eu-west-1.amazonaws.com/", "http://[2001:db8::1]/", "http://127.0.0.1:9000/"] {
+            assert!(intercept(&proxies, &proxied.parse().unwrap()).is_some(), "{proxied}");
+        }
     }
 }

@@ -9,6 +9,7 @@ use aws_smithy_runtime_api::client::identity::Identity;
 use dth_core::{
     env::SharedEnv,
     error::{Error, ErrorKind, Op, Result},
+    http::HttpSettings,
 };
 use std::{
     fmt,
@@ -52,6 +53,8 @@ pub(crate) struct Identities {
     env: SharedEnv,
     known: RwLock<Known>,
     region: String,
+    /// How those who know credentials are reached.
+    way: HttpSettings,
 }
 
 impl fmt::Debug for Identities {
@@ -61,8 +64,8 @@ impl fmt::Debug for Identities {
 }
 
 impl Identities {
-    pub(crate) fn new(config: CredentialsConfig, region: &str, env: SharedEnv) -> Self {
-        Self { config, env, known: RwLock::default(), region: region.to_owned() }
+    pub(crate) fn new(config: CredentialsConfig, region: &str, way: HttpSettings, env: SharedEnv) -> Self {
+        Self { config, env, known: RwLock::default(), region: region.to_owned(), way }
     }
 
     /// The identity to sign with; renewed before it expires, by one caller while the others wait.
@@ -87,7 +90,7 @@ impl Identities {
         }
         known.asked = self.config.may_change().then(Instant::now);
         // Rare, and large: it must not swell the future of every request.
-        match Box::pin(load(&self.config, &self.region, self.env.now().into())).await {
+        match Box::pin(load(&self.config, &self.region, &self.way, self.env.now().into())).await {
             Ok(credentials) => {
                 let expiry = credentials.expiry();
                 let identity: Identity = credentials.into();
@@ -138,7 +141,7 @@ impl Identities {
 }
 
 #[cfg_attr(not(feature = "aws-config"), expect(clippy::unused_async, reason = "only AWS is asked"))]
-async fn load(config: &CredentialsConfig, region: &str, now: SystemTime) -> Result<Credentials> {
+async fn load(config: &CredentialsConfig, region: &str, way: &HttpSettings, now: SystemTime) -> Result<Credentials> {
     match config {
         CredentialsConfig::Anonymous => Err(missing("anonymous access has no key pair")),
         CredentialsConfig::Environment => from_environment("AWS"),
@@ -151,10 +154,10 @@ async fn load(config: &CredentialsConfig, region: &str, now: SystemTime) -> Resu
             "static",
         )),
         #[cfg(feature = "aws-config")]
-        config => aws::load(config, region, now).await,
+        config => aws::load(config, region, way, now).await,
         #[cfg(not(feature = "aws-config"))]
         CredentialsConfig::DefaultChain { .. } | CredentialsConfig::AssumeRole { .. } | CredentialsConfig::Secret { .. } => {
-            let _ = (region, now);
+            let _ = (region, way, now);
             Err(missing("build dth-s3 with feature `aws-config` (or `secrets-manager`) to use the default chain, roles and secrets"))
         }
     }
@@ -180,7 +183,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_was_just_given_or_refused_is_not_asked_for_again() {
         let secret = CredentialsConfig::Secret { name: "s".into(), region: None, endpoint: None };
-        let identities = Identities::new(secret, "us-east-1", Arc::new(SystemEnv));
+        let identities = Identities::new(secret, "us-east-1", HttpSettings::default(), Arc::new(SystemEnv));
         let soon = SystemTime::from(SystemEnv.now()) + Duration::from_secs(60);
         let short = Credentials::new("id", "canary", None, Some(soon), "test").into();
         *identities.known.write().await = Known { identity: Some((short, Some(soon))), asked: Some(Instant::now()), ..Known::default() };
@@ -194,7 +197,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_refused_chain_is_asked_again_once_a_minute() {
-        let of = |config| Identities::new(config, "us-east-1", Arc::new(SystemEnv));
+        let of = |config| Identities::new(config, "us-east-1", HttpSettings::default(), Arc::new(SystemEnv));
         let chain = of(CredentialsConfig::DefaultChain { profile: None });
         assert!(chain.refused(0).await);
         assert!(chain.refused(0).await, "others have used the same: there is a newer one");

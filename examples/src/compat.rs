@@ -70,15 +70,7 @@ fn secret(name: String) -> CredentialsConfig {
 /// Queue and state in AWS, as the original system has them.
 fn cluster(settings: &mut Settings) -> &mut Cluster {
     settings.state = None;
-    settings.cluster.get_or_insert_with(|| Cluster {
-        queue: String::new(),
-        table: "dth".into(),
-        task: "default".into(),
-        job_table: None,
-        create: true,
-        region: None,
-        endpoint: None,
-    })
+    settings.cluster.get_or_insert_with(|| Cluster { create: true, ..Cluster::default() })
 }
 
 /// Puts values of the original system over settings. An error names the setting and what to do.

@@ -26,7 +26,7 @@ pub struct Server {
     /// What it stands on, when that is a process of its own.
     base: Option<Child>,
     /// PEM file with the certificate of a server that speaks TLS.
-    ca_file: Option<String>,
+    pub ca_file: Option<String>,
     /// Files that the server leaves when it is killed.
     left_behind: Vec<String>,
     folder: Option<tempfile::TempDir>,

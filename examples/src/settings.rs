@@ -82,6 +82,28 @@ pub struct Cluster {
     /// Another endpoint than Amazon's, for both.
     #[serde(default)]
     pub endpoint: Option<String>,
+    /// Which proxy requests go through.
+    #[serde(default)]
+    pub proxy: Proxy,
+    /// PEM file with certificates to trust besides the system's.
+    #[serde(default)]
+    pub ca_file: Option<String>,
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Self {
+            queue: String::new(),
+            table: "dth".into(),
+            task: Self::default_task(),
+            job_table: None,
+            create: false,
+            region: None,
+            endpoint: None,
+            proxy: Proxy::default(),
+            ca_file: None,
+        }
+    }
 }
 
 impl Cluster {
@@ -94,7 +116,7 @@ impl Cluster {
             let why = "name the queue: `cluster.queue`, or JOB_QUEUE_NAME in the environment";
             return Err(Error::new(ErrorKind::Invalid, Op::Configure, "queue").with_source(why));
         }
-        let config = sdk_config(self.region.as_ref(), self.endpoint.as_ref()).await;
+        let config = self.config().await?;
         let queue = if self.create { SqsQueue::create(&config, &self.queue).await? } else { SqsQueue::open(&config, &self.queue).await? };
         let state = if self.create {
             DynamoStore::create(&config, &self.table, &self.task).await?
@@ -112,7 +134,12 @@ impl Cluster {
     /// The job table of the original system.
     pub async fn open_job_table(&self) -> anyhow::Result<JobTable> {
         let name = self.job_table.as_ref().context("this command needs `job_table = \"NAME\"` in [cluster]")?;
-        Ok(JobTable::open(&sdk_config(self.region.as_ref(), self.endpoint.as_ref()).await, name).await?)
+        Ok(JobTable::open(&self.config().await?, name).await?)
+    }
+
+    async fn config(&self) -> dth_core::error::Result<SdkConfig> {
+        let http = http(&self.proxy, self.ca_file.as_ref())?;
+        Ok(sdk_config(self.region.as_ref(), self.endpoint.as_ref(), &http).await)
     }
 }
 
@@ -134,27 +161,41 @@ pub struct AlarmSettings {
     pub webhook_token: Option<Secret>,
     /// Tell of dead letters at most once in so many seconds.
     pub every_seconds: u64,
+    /// Which proxy notices go through.
+    pub proxy: Proxy,
+    /// PEM file with certificates to trust besides the system's.
+    pub ca_file: Option<String>,
 }
 
 impl Default for AlarmSettings {
     fn default() -> Self {
         let task = "dth".to_owned();
-        Self { task, log: false, sns: None, endpoint: None, webhook: None, webhook_token: None, every_seconds: 300 }
+        Self {
+            task,
+            log: false,
+            sns: None,
+            endpoint: None,
+            webhook: None,
+            webhook_token: None,
+            every_seconds: 300,
+            proxy: Proxy::default(),
+            ca_file: None,
+        }
     }
 }
 
 impl AlarmSettings {
-    async fn open(&self, proxy: &Proxy) -> anyhow::Result<Alarms> {
+    async fn open(&self) -> anyhow::Result<Alarms> {
+        let http = http(&self.proxy, self.ca_file.as_ref())?;
         let mut notifiers: Vec<Arc<dyn Notifier>> = Vec::new();
         if self.log {
             notifiers.push(Arc::new(LogNotifier));
         }
         if let Some(topic) = &self.sns {
-            let config = sdk_config(None, self.endpoint.as_ref()).await;
+            let config = sdk_config(None, self.endpoint.as_ref(), &http).await;
             notifiers.push(Arc::new(SnsNotifier::new(&config, topic)?));
         }
         if let Some(url) = &self.webhook {
-            let http = Http::new(HttpSettings { proxy: proxy.clone(), ..HttpSettings::default() })?;
             let hook = Webhook::new(url.clone(), http)?;
             notifiers.push(match &self.webhook_token {
                 Some(token) => Arc::new(hook.with_bearer(token.clone())),
@@ -165,8 +206,12 @@ impl AlarmSettings {
     }
 }
 
-async fn sdk_config(region: Option<&String>, endpoint: Option<&String>) -> SdkConfig {
-    let mut loader = aws_config::defaults(aws_config::BehaviorVersion::latest());
+fn http(proxy: &Proxy, ca_file: Option<&String>) -> dth_core::error::Result<Http> {
+    Http::new(HttpSettings { proxy: proxy.clone(), ca_file: ca_file.cloned(), ..HttpSettings::default() })
+}
+
+async fn sdk_config(region: Option<&String>, endpoint: Option<&String>, http: &Http) -> SdkConfig {
+    let mut loader = aws_config::defaults(aws_config::BehaviorVersion::latest()).http_client(http.for_sdk());
     if let Some(region) = region {
         loader = loader.region(aws_config::Region::new(region.clone()));
     }
@@ -238,7 +283,7 @@ impl Settings {
             .with_keys(KeyMap::new(&self.destination_prefix))
             .with_finder(self.finder.clone())
             .with_worker(self.worker.clone())
-            .with_alarms(self.alarms.open(&self.destination.proxy).await.context("[alarms]")?);
+            .with_alarms(self.alarms.open().await.context("[alarms]")?);
         Ok(match &self.manifest {
             Some(folder) => task.with_spool(Spool::new(folder)),
             None => task,

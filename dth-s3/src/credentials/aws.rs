@@ -2,24 +2,27 @@
 
 use super::missing;
 use crate::config::CredentialsConfig;
-use aws_config::{BehaviorVersion, Region, default_provider::credentials::DefaultCredentialsChain, sts::AssumeRoleProvider};
+use aws_config::{
+    BehaviorVersion, ConfigLoader, Region, default_provider::credentials::DefaultCredentialsChain, provider_config::ProviderConfig,
+    sts::AssumeRoleProvider,
+};
 use aws_credential_types::{Credentials, provider::ProvideCredentials};
-use dth_core::error::{Error, ErrorKind, Op, Result};
+use dth_core::{
+    error::{Error, ErrorKind, Op, Result},
+    http::{Http, HttpSettings},
+};
 use std::time::SystemTime;
 
 /// How sessions of roles are called.
 const SESSION: &str = "dth";
 
-pub(super) async fn load(config: &CredentialsConfig, bucket_region: &str, now: SystemTime) -> Result<Credentials> {
+pub(super) async fn load(config: &CredentialsConfig, bucket_region: &str, way: &HttpSettings, now: SystemTime) -> Result<Credentials> {
     match config {
-        CredentialsConfig::DefaultChain { profile } => default_chain(profile.as_deref(), bucket_region).await,
+        CredentialsConfig::DefaultChain { profile } => default_chain(profile.as_deref(), bucket_region, way).await,
         CredentialsConfig::AssumeRole { role, external_id, session_name, region, endpoint, base } => {
-            let base = Box::pin(super::load(base, bucket_region, now)).await?;
+            let base = Box::pin(super::load(base, bucket_region, way, now)).await?;
             let region = Region::new(region.clone().unwrap_or_else(|| bucket_region.to_owned()));
-            let mut conf = aws_config::defaults(BehaviorVersion::latest()).region(region).credentials_provider(base);
-            if let Some(endpoint) = endpoint {
-                conf = conf.endpoint_url(endpoint);
-            }
+            let conf = settings(way, Some(region), endpoint.as_ref())?.credentials_provider(base);
             let mut role_of = AssumeRoleProvider::builder(role)
                 .configure(&conf.load().await)
                 .session_name(session_name.clone().unwrap_or_else(|| SESSION.to_owned()));
@@ -29,15 +32,31 @@ pub(super) async fn load(config: &CredentialsConfig, bucket_region: &str, now: S
             role_of.build().await.provide_credentials().await.map_err(|e| refused(&format!("role {role}"), e))
         }
         #[cfg(feature = "secrets-manager")]
-        CredentialsConfig::Secret { name, region, endpoint } => secret::read(name, region.as_ref(), endpoint.as_ref(), now).await,
+        CredentialsConfig::Secret { name, region, endpoint } => {
+            let conf = settings(way, region.clone().map(Region::new), endpoint.as_ref())?;
+            secret::read(name, conf, now).await
+        }
         #[cfg(not(feature = "secrets-manager"))]
         CredentialsConfig::Secret { .. } => Err(missing("build dth-s3 with feature `secrets-manager` to read secrets")),
         _ => Err(missing("AWS is not asked for these")),
     }
 }
 
-async fn default_chain(profile: Option<&str>, region: &str) -> Result<Credentials> {
-    let mut chain = DefaultCredentialsChain::builder().region(Region::new(region.to_owned()));
+/// Settings of a call to AWS, through our own HTTP client. Without a region it is that of the environment.
+fn settings(way: &HttpSettings, region: Option<Region>, endpoint: Option<&String>) -> Result<ConfigLoader> {
+    let mut conf = aws_config::defaults(BehaviorVersion::latest()).http_client(Http::new(way.clone())?.for_sdk());
+    if let Some(region) = region {
+        conf = conf.region(region);
+    }
+    if let Some(endpoint) = endpoint {
+        conf = conf.endpoint_url(endpoint);
+    }
+    Ok(conf)
+}
+
+async fn default_chain(profile: Option<&str>, region: &str, way: &HttpSettings) -> Result<Credentials> {
+    let conf = ProviderConfig::without_region().with_http_client(Http::new(way.clone())?.for_sdk());
+    let mut chain = DefaultCredentialsChain::builder().configure(conf).region(Region::new(region.to_owned()));
     if let Some(profile) = profile {
         chain = chain.profile_name(profile);
     }
@@ -50,7 +69,7 @@ fn refused(what: &str, error: impl std::error::Error + Send + Sync + 'static) ->
 
 #[cfg(feature = "secrets-manager")]
 mod secret {
-    use super::{BehaviorVersion, Credentials, Error, ErrorKind, Op, Region, Result, refused};
+    use super::{ConfigLoader, Credentials, Error, ErrorKind, Op, Result, refused};
     use aws_sdk_secretsmanager::{Client, error::SdkError};
     use serde_json::Value;
     use std::time::{Duration, SystemTime};
@@ -58,14 +77,7 @@ mod secret {
     /// A secret is rotated without a word: what was read is taken to expire after this time, and read again before.
     const LIFE: Duration = Duration::from_secs(15 * 60);
 
-    pub(super) async fn read(name: &str, region: Option<&String>, endpoint: Option<&String>, now: SystemTime) -> Result<Credentials> {
-        let mut conf = aws_config::defaults(BehaviorVersion::latest());
-        if let Some(region) = region {
-            conf = conf.region(Region::new(region.clone()));
-        }
-        if let Some(endpoint) = endpoint {
-            conf = conf.endpoint_url(endpoint);
-        }
+    pub(super) async fn read(name: &str, conf: ConfigLoader, now: SystemTime) -> Result<Credentials> {
         let target = format!("secret {name}");
         let answer = Client::new(&conf.load().await).get_secret_value().secret_id(name).send().await;
         let answer = answer.map_err(|error| match &error {

@@ -139,12 +139,13 @@ impl Wire {
     pub(crate) fn new(config: &S3Config, env: SharedEnv, connector: Option<Arc<dyn Connector>>) -> Result<Self> {
         let connect_timeout = Duration::from_secs(config.connect_timeout_seconds.unwrap_or(10));
         let region = config.region().to_owned();
+        let way = HttpSettings { ca_file: config.ca_file.clone(), proxy: config.proxy.clone(), connect_timeout, connector: None };
         Ok(Self {
-            http: Http::new(HttpSettings { ca_file: config.ca_file.clone(), proxy: config.proxy.clone(), connect_timeout, connector })?,
+            http: Http::new(HttpSettings { connector, ..way.clone() })?,
             place: RwLock::new(Arc::new(Place { endpoint: config.endpoint(&region)?, region })),
             config: config.clone(),
             bucket: config.bucket.clone(),
-            identities: Identities::new(config.credentials.clone(), config.region(), SharedEnv::clone(&env)),
+            identities: Identities::new(config.credentials.clone(), config.region(), way, SharedEnv::clone(&env)),
             env,
             requester_pays: config.requester_pays,
             idle: Duration::from_secs(config.idle_timeout_seconds.unwrap_or(60)),

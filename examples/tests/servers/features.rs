@@ -218,13 +218,13 @@ print(c["AccessKeyId"], c["SecretAccessKey"], c["SessionToken"])
     }
 }
 
-struct Tinyproxy {
+pub(crate) struct Tinyproxy {
     child: Child,
     log: std::path::PathBuf,
 }
 
 impl Tinyproxy {
-    async fn start(folder: &std::path::Path, port: u16) -> Self {
+    pub(crate) async fn start(folder: &std::path::Path, port: u16) -> Self {
         let (config, log) = (folder.join("tinyproxy.conf"), folder.join("tinyproxy.log"));
         let text = format!(
             "Port {port}\nListen 127.0.0.1\nTimeout 60\nLogFile \"{}\"\nLogLevel Connect\nMaxClients 100\nBasicAuth mover secret1\nAllow 127.0.0.1\n",
@@ -243,7 +243,7 @@ impl Tinyproxy {
         panic!("tinyproxy did not answer");
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 }

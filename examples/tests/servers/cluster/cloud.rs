@@ -2,10 +2,12 @@
 
 use crate::{
     chaos::referee,
+    features::Tinyproxy,
     support::{Pair, ministacks, put, venv},
 };
 use dth_core::{
     env::SystemEnv,
+    http::Proxy,
     index::Index,
     memory::MemoryState,
     object::ObjectKey,
@@ -13,8 +15,8 @@ use dth_core::{
     state::{RecordQuery, StateStore, Status},
 };
 use dth_examples::{
-    servers::Server,
-    settings::{Cluster, Stores},
+    servers::{Server, free_ports},
+    settings::{Cluster, Settings, Stores},
 };
 use dth_s3::{CredentialsConfig, S3Config, S3Store, Secret};
 use dth_state::{
@@ -136,6 +138,77 @@ async fn secrets_give_the_keys_of_each_side() {
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     let verdict = referee(&pair);
     assert!(verdict.is_green() && verdict.compared == 50, "{verdict:?}");
+}
+
+/// Secrets, queue, table and topic are asked through the proxy of the settings, at a service whose certificate only `ca_file` knows.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs ministack and tinyproxy: run `cargo xtask test`"]
+async fn what_aws_is_asked_goes_through_the_proxy() {
+    let mut pair = ministacks().await;
+    let cloud = Server::ministack_tls(&venv()).await.unwrap();
+    for n in 0..50 {
+        put(&pair.source, &format!("k{n:02}"), vec![n; 100]).await;
+    }
+    for (name, server) in [("dth/from", pair.source_server()), ("dth/to", pair.sink_server())] {
+        cloud.python(&venv(), PUT_SECRET, &[name, &key_secret(server.keys())]).await.unwrap();
+    }
+    let topic = cloud.python(&venv(), MAKE_TOPIC, &["told"]).await.unwrap();
+    let [port] = free_ports().unwrap();
+    let proxy = Tinyproxy::start(pair.folder.path(), port).await;
+    let through = Proxy::Url {
+        url: format!("http://127.0.0.1:{port}"),
+        user: Some("mover".into()),
+        password: Some(Secret::new("secret1")),
+        no_proxy: None,
+    };
+    let settings = &mut pair.settings;
+    settings.state = None;
+    settings.source.credentials = in_secret(&cloud, "dth/from");
+    settings.destination.credentials = in_secret(&cloud, "dth/to");
+    let cluster = Cluster { queue: "jobs".into(), create: true, region: Some("us-east-1".into()), ..Cluster::default() };
+    settings.cluster = Some(Cluster { endpoint: Some(cloud.endpoint.clone()), ..cluster });
+    settings.alarms.sns = Some(topic.trim().to_owned());
+    settings.alarms.endpoint = Some(cloud.endpoint.clone());
+
+    // The ways of all four; the place of each is another one in turn.
+    let ways = |settings: &mut Settings, odd: Option<usize>, wrong: (&Proxy, Option<String>)| {
+        let of = |n| if odd == Some(n) { (wrong.0.clone(), wrong.1.clone()) } else { (through.clone(), cloud.ca_file.clone()) };
+        (settings.source.proxy, settings.source.ca_file) = of(0);
+        (settings.destination.proxy, settings.destination.ca_file) = of(1);
+        let cluster = settings.cluster.as_mut().unwrap();
+        (cluster.proxy, cluster.ca_file) = of(2);
+        (settings.alarms.proxy, settings.alarms.ca_file) = of(3);
+    };
+    let start = async |pair: &Pair| {
+        let config = write_config(pair);
+        // Settings that are written down have no secrets in them.
+        let text = std::fs::read_to_string(&config).unwrap().replace("***", "secret1");
+        std::fs::write(&config, text).unwrap();
+        let out = run(env!("CARGO_BIN_EXE_transfer"), &config, &[]).await;
+        (out.status.success(), format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr)))
+    };
+    let nowhere = Proxy::Url { url: "http://127.0.0.1:9".into(), user: None, password: None, no_proxy: None };
+    ways(&mut pair.settings, None, (&nowhere, None));
+    let (ended_well, text) = start(&pair).await;
+    assert!(ended_well && !text.contains("could not"), "{text}");
+    let verdict = referee(&pair);
+    assert!(verdict.is_green() && verdict.compared == 50, "{verdict:?}");
+    let told = cloud.python(&venv(), RECEIVE_ALL, &["told"]).await.unwrap();
+    assert!(told.contains("run_ended"), "{told}");
+    let asked = format!("CONNECT {}", cloud.endpoint.trim_start_matches("https://"));
+    assert!(proxy.log().contains(&asked), "{}", proxy.log());
+
+    for (odd, place) in ["secret dth/from", "secret dth/to", "jobs"].into_iter().enumerate() {
+        ways(&mut pair.settings, Some(odd), (&nowhere, cloud.ca_file.clone()));
+        let (ended_well, text) = start(&pair).await;
+        assert!(!ended_well && text.contains(place), "{place}, without a proxy: {text}");
+        ways(&mut pair.settings, Some(odd), (&through, None));
+        let (ended_well, text) = start(&pair).await;
+        assert!(!ended_well && text.contains("certificate"), "{place}, with a certificate that nobody knows: {text}");
+    }
+    ways(&mut pair.settings, Some(3), (&nowhere, cloud.ca_file.clone()));
+    let (_, text) = start(&pair).await;
+    assert!(text.contains("a notice could not be sent"), "{text}");
 }
 
 /// A key that is replaced in the middle of a run: the store refuses the old one, the secret has the new one.
@@ -418,11 +491,11 @@ print(json.dumps({row["ObjectKey"]["S"]: row for row in db.scan(TableName="old")
     pair.settings.cluster = Some(Cluster {
         queue: "jobs".into(),
         table: "old-dth".into(),
-        task: "default".into(),
         job_table: Some("old".into()),
         create: true,
         region: Some("us-east-1".into()),
         endpoint: Some(cloud.endpoint.clone()),
+        ..Cluster::default()
     });
     let keys = crate::chaos::keys_by_environment(&mut pair);
     let config_file = write_config(&pair);

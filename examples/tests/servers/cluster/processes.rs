@@ -73,10 +73,10 @@ async fn killed_workers_of_a_cluster_lose_and_double_nothing() {
         queue: "jobs".into(),
         table: "state".into(),
         task: "e2e".into(),
-        job_table: None,
         create: true,
         region: Some("us-east-1".into()),
         endpoint: Some(meter.endpoint.clone()),
+        ..Cluster::default()
     });
     settings.destination.endpoint = Some(front.endpoint.clone());
     settings.worker.lease_seconds = 4;
