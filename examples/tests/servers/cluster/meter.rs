@@ -127,10 +127,14 @@ impl Meter {
     }
 }
 
-/// `DynamoDB_20120810.GetItem` and `AmazonSQS.SendMessage` as `GetItem` and `SendMessage`.
+/// `DynamoDB_20120810.GetItem` and `AmazonSQS.SendMessage` as `GetItem` and `SendMessage`; requests to S3 by method and the first
+/// parameter of their query.
 fn name_of(request: &Request<Incoming>) -> String {
-    let target = request.headers().get("x-amz-target").and_then(|t| t.to_str().ok()).unwrap_or("?");
-    target.rsplit('.').next().unwrap_or(target).to_owned()
+    if let Some(target) = request.headers().get("x-amz-target").and_then(|t| t.to_str().ok()) {
+        return target.rsplit('.').next().unwrap_or(target).to_owned();
+    }
+    let query = request.uri().query().unwrap_or_default();
+    format!("{} {}", request.method(), query.split(['=', '&']).next().unwrap_or_default()).trim_end().to_owned()
 }
 
 async fn pass(seen: Arc<Seen>, request: Request<Incoming>) -> anyhow::Result<Response<Full<Bytes>>> {

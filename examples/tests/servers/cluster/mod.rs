@@ -5,7 +5,10 @@ mod meter;
 mod patient;
 mod processes;
 
-use crate::support::venv;
+use crate::{
+    chaos::referee,
+    support::{ministacks, put, venv},
+};
 use dth_core::{
     conformance::{QueueBench, StateBench, Verdict, queue, state},
     error::ErrorKind,
@@ -16,6 +19,7 @@ use dth_core::{
     transfer::TransferSettings,
 };
 use dth_examples::servers::Server;
+use dth_s3::{S3Config, S3Store};
 use dth_state::{DynamoStore, SqsQueue, aws::SdkConfig};
 use futures_util::{StreamExt, stream};
 use meter::{Load, Meter};
@@ -108,18 +112,21 @@ async fn queue_and_state_keep_their_promises_while_throttled() {
     assert!(throttled > 100 && cut > 10, "{throttled} calls were throttled, {cut} batches cut");
 }
 
-/// What a small object costs in calls to queue and state, counted before the services.
+/// What a small object costs in requests to both stores, to the queue and to the state, counted before the services.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs ministack: run `cargo xtask test`"]
 async fn a_small_object_costs_few_calls() {
+    let pair = ministacks().await;
     let server = Server::ministack(&venv()).await.unwrap();
     let meter = Meter::start(&server.endpoint, Load::Light).await;
     let config = server.aws(Some(&meter.endpoint)).await;
-    let (source, sink) = (MemoryStore::default(), MemoryStore::default());
     let objects = 5_000;
-    for n in 0..objects {
-        source.insert(format!("photos/2024/{n:06}.jpg"), format!("object {n}"));
-    }
+    let keys = stream::iter(0..objects).map(|n| format!("photos/2024/{n:06}.jpg"));
+    keys.for_each_concurrent(16, async |key| put(&pair.source, &key, key.clone().into_bytes()).await).await;
+    let from = Meter::start(&pair.source_server().endpoint, Load::Light).await;
+    let to = Meter::start(&pair.sink_server().endpoint, Load::Light).await;
+    let store = |side: &S3Config, meter: &Meter| S3Store::new(S3Config { endpoint: Some(meter.endpoint.clone()), ..side.clone() }).unwrap();
+    let (source, sink) = (store(&pair.settings.source, &from), store(&pair.settings.destination, &to));
     let queue = SqsQueue::create(&config, "jobs").await.unwrap();
     let state = DynamoStore::create(&config, "state", "photos").await.unwrap();
     let task = Sync::new(Arc::new(source), Arc::new(sink)).with_state(Arc::new(queue), Arc::new(state));
@@ -137,6 +144,14 @@ async fn a_small_object_costs_few_calls() {
         meter.calls()
     );
     assert!(each <= 0.06, "{each:.4} calls an object: {:?}", meter.calls());
+    println!("source: {:?}; destination: {:?}", from.calls(), to.calls());
+    // One GET and one PUT an object; beside them listings alone, of objects and of uploads that nobody went on with.
+    let listings = |n: u64| -> BTreeMap<String, u64> { [("GET list-type".to_owned(), n)].into() };
+    let (mut read, mut written) = (from.calls(), to.calls());
+    assert_eq!((read.remove("GET"), written.remove("PUT"), written.remove("GET uploads")), (Some(objects), Some(objects), Some(1)));
+    assert!(read <= listings(objects / 1000 + 1) && written == listings(1), "{read:?}, {written:?}");
+    let verdict = referee(&pair);
+    assert!(verdict.is_green() && verdict.compared as u64 == objects, "{verdict:?}");
     let before: u64 = meter.calls().values().sum();
     let again = task.run().await.unwrap();
     assert!(again.is_success() && again.run.totals.unchanged.objects == objects, "{again}");
