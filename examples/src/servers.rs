@@ -3,6 +3,7 @@
 use anyhow::Context;
 use dth_core::scope::TaskScope;
 use dth_s3::{CredentialsConfig, Profile, S3Config, Secret};
+#[cfg(feature = "aws")]
 use dth_state::aws::{Credentials, SdkConfig, aws_config};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -197,6 +198,7 @@ impl Server {
     }
 
     /// Settings for the SDKs of AWS, with the root rights of an emulator, at its endpoint or at another one before it.
+    #[cfg(feature = "aws")]
     pub async fn aws(&self, endpoint: Option<&str>) -> SdkConfig {
         let loader = aws_config::defaults(aws_config::BehaviorVersion::latest()).region(aws_config::Region::new("us-east-1"));
         let root = Credentials::new("test", "test", None, None, "emulator");

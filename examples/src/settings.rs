@@ -1,8 +1,10 @@
 //! One TOML file for all binaries.
 
+#[cfg_attr(not(feature = "aws"), path = "settings/without_aws.rs")]
+mod aws;
+
 use anyhow::Context;
 use dth_core::{
-    error::{Error, ErrorKind, Op},
     finder::FinderSettings,
     http::{Http, HttpSettings, Proxy},
     key_map::KeyMap,
@@ -18,10 +20,7 @@ use dth_core::{
     worker::WorkerSettings,
 };
 use dth_s3::{LocalDirectory, S3Config, S3Store};
-use dth_state::{
-    DynamoStore, Sqlite, SqsQueue,
-    aws::{JobTable, SdkConfig, SnsNotifier, aws_config},
-};
+use dth_state::Sqlite;
 use serde::{Deserialize, Serialize};
 use std::{
     path::{Path, PathBuf},
@@ -110,37 +109,6 @@ impl Cluster {
     fn default_task() -> String {
         "default".into()
     }
-
-    async fn open(&self) -> dth_core::error::Result<Stores> {
-        if self.queue.is_empty() {
-            let why = "name the queue: `cluster.queue`, or JOB_QUEUE_NAME in the environment";
-            return Err(Error::new(ErrorKind::Invalid, Op::Configure, "queue").with_source(why));
-        }
-        let config = self.config().await?;
-        let queue = if self.create { SqsQueue::create(&config, &self.queue).await? } else { SqsQueue::open(&config, &self.queue).await? };
-        let state = if self.create {
-            DynamoStore::create(&config, &self.table, &self.task).await?
-        } else {
-            DynamoStore::open(&config, &self.table, &self.task).await?
-        };
-        let state: Arc<dyn StateStore> = Arc::new(state);
-        let state = match &self.job_table {
-            Some(name) => Arc::new(JobTable::open(&config, name).await?.mirror(state)),
-            None => state,
-        };
-        Ok(Stores { queue: Arc::new(queue), state })
-    }
-
-    /// The job table of the original system.
-    pub async fn open_job_table(&self) -> anyhow::Result<JobTable> {
-        let name = self.job_table.as_ref().context("this command needs `job_table = \"NAME\"` in [cluster]")?;
-        Ok(JobTable::open(&self.config().await?, name).await?)
-    }
-
-    async fn config(&self) -> dth_core::error::Result<SdkConfig> {
-        let http = http(&self.proxy, self.ca_file.as_ref())?;
-        Ok(sdk_config(self.region.as_ref(), self.endpoint.as_ref(), &http).await)
-    }
 }
 
 /// Who is told, and how often.
@@ -192,8 +160,7 @@ impl AlarmSettings {
             notifiers.push(Arc::new(LogNotifier));
         }
         if let Some(topic) = &self.sns {
-            let config = sdk_config(None, self.endpoint.as_ref(), &http).await;
-            notifiers.push(Arc::new(SnsNotifier::new(&config, topic)?));
+            notifiers.push(aws::topic(topic, self.endpoint.as_ref(), &http).await?);
         }
         if let Some(url) = &self.webhook {
             let hook = Webhook::new(url.clone(), http)?;
@@ -208,17 +175,6 @@ impl AlarmSettings {
 
 fn http(proxy: &Proxy, ca_file: Option<&String>) -> dth_core::error::Result<Http> {
     Http::new(HttpSettings { proxy: proxy.clone(), ca_file: ca_file.cloned(), ..HttpSettings::default() })
-}
-
-async fn sdk_config(region: Option<&String>, endpoint: Option<&String>, http: &Http) -> SdkConfig {
-    let mut loader = aws_config::defaults(aws_config::BehaviorVersion::latest()).http_client(http.for_sdk());
-    if let Some(region) = region {
-        loader = loader.region(aws_config::Region::new(region.clone()));
-    }
-    if let Some(endpoint) = endpoint {
-        loader = loader.endpoint_url(endpoint);
-    }
-    loader.load().await
 }
 
 /// Where jobs wait, and what is known.
@@ -258,10 +214,16 @@ impl Settings {
     pub async fn stores(&self) -> anyhow::Result<Stores> {
         anyhow::ensure!(self.state.is_none() || self.cluster.is_none(), "`state` and `[cluster]` are both set: leave one of them out");
         if let Some(cluster) = &self.cluster {
-            return cluster.open().await.context("[cluster]");
+            return aws::open(cluster).await.context("[cluster]");
         }
         let file = Arc::new(self.open_state()?);
         Ok(Stores { queue: Arc::clone(&file) as _, state: file })
+    }
+
+    /// Takes the job table of the original system over; answers what there is to tell.
+    pub async fn import_job_table(&self, state: &dyn StateStore) -> anyhow::Result<Vec<String>> {
+        let cluster = self.cluster.as_ref().context("this command needs [cluster] in the settings")?;
+        aws::import_job_table(cluster, state).await
     }
 
     /// The task, put together.

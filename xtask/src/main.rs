@@ -40,7 +40,7 @@ const DENY: &str = "0.20.2";
 const ADVISORIES: (&str, &str) = ("xtask/advisories/rustsec-2026-08-21.tar.gz", "target/xtask/advisories/advisory-db-3157b0e258782691");
 
 /// One selection of packages and features for all tests: another one would build the dependencies once more.
-const TEST: [&str; 4] = ["test", "--workspace", "--features", "dth-core/conformance"];
+const TEST: [&str; 4] = ["test", "--workspace", "--features", "dth-core/conformance,dth-examples/aws"];
 
 const SIMULATE: &str = "cargo xtask simulate --seeds N [--from S]";
 const CHAOS: &str = "cargo xtask chaos [--minutes N] [--kills N] [--objects N] [--large-mib N] [--to ministack|radosgw] [--seed S] \

@@ -2,7 +2,6 @@
 
 #![expect(clippy::print_stdout, reason = "a program for people")]
 
-use anyhow::Context;
 use clap::{Parser, Subcommand};
 use dth_core::{
     env::{Env, SystemEnv},
@@ -114,11 +113,8 @@ async fn main() -> anyhow::Result<()> {
             println!("{} runs forgotten", state.forget_runs(before).await?);
         }
         Command::Import => {
-            let cluster = settings.cluster.as_ref().context("this command needs [cluster] in the settings")?;
-            let told = cluster.open_job_table().await?.import(&*state, &SystemEnv).await?;
-            println!("{} rows imported, {} objects were known already", told.imported, told.known);
-            for row in &told.unreadable {
-                println!("not read: {row}");
+            for line in settings.import_job_table(&*state).await? {
+                println!("{line}");
             }
         }
         Command::Redrive { only } => match runs::redrive(&*state, &*queue, only.as_deref(), &SystemEnv, &settings.finder.retry).await? {

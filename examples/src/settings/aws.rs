@@ -1,0 +1,65 @@
+//! What the settings name in AWS.
+
+use super::{Cluster, Stores};
+use anyhow::Context;
+use dth_core::{
+    env::SystemEnv,
+    error::{Error, ErrorKind, Op, Result},
+    http::Http,
+    notify::Notifier,
+    state::StateStore,
+};
+use dth_state::{
+    DynamoStore, SqsQueue,
+    aws::{JobTable, SdkConfig, SnsNotifier, aws_config},
+};
+use std::sync::Arc;
+
+/// Queue and state.
+pub(super) async fn open(cluster: &Cluster) -> Result<Stores> {
+    if cluster.queue.is_empty() {
+        let why = "name the queue: `cluster.queue`, or JOB_QUEUE_NAME in the environment";
+        return Err(Error::new(ErrorKind::Invalid, Op::Configure, "queue").with_source(why));
+    }
+    let config = config(cluster).await?;
+    let (queue, state) = if cluster.create {
+        (SqsQueue::create(&config, &cluster.queue).await?, DynamoStore::create(&config, &cluster.table, &cluster.task).await?)
+    } else {
+        (SqsQueue::open(&config, &cluster.queue).await?, DynamoStore::open(&config, &cluster.table, &cluster.task).await?)
+    };
+    let state: Arc<dyn StateStore> = Arc::new(state);
+    let state = match &cluster.job_table {
+        Some(name) => Arc::new(JobTable::open(&config, name).await?.mirror(state)),
+        None => state,
+    };
+    Ok(Stores { queue: Arc::new(queue), state })
+}
+
+/// Makes records of the rows of the original system's job table.
+pub(super) async fn import_job_table(cluster: &Cluster, state: &dyn StateStore) -> anyhow::Result<Vec<String>> {
+    let name = cluster.job_table.as_ref().context("this command needs `job_table = \"NAME\"` in [cluster]")?;
+    let told = JobTable::open(&config(cluster).await?, name).await?.import(state, &SystemEnv).await?;
+    let sum = format!("{} rows imported, {} objects were known already", told.imported, told.known);
+    Ok([sum].into_iter().chain(told.unreadable.into_iter().map(|row| format!("not read: {row}"))).collect())
+}
+
+/// A topic of Amazon SNS.
+pub(super) async fn topic(arn: &str, endpoint: Option<&String>, http: &Http) -> Result<Arc<dyn Notifier>> {
+    Ok(Arc::new(SnsNotifier::new(&sdk_config(None, endpoint, http).await, arn)?))
+}
+
+async fn config(cluster: &Cluster) -> Result<SdkConfig> {
+    let http = super::http(&cluster.proxy, cluster.ca_file.as_ref())?;
+    Ok(sdk_config(cluster.region.as_ref(), cluster.endpoint.as_ref(), &http).await)
+}
+
+async fn sdk_config(region: Option<&String>, endpoint: Option<&String>, http: &Http) -> SdkConfig {
+    let mut loader = aws_config::defaults(aws_config::BehaviorVersion::latest()).http_client(http.for_sdk());
+    if let Some(region) = region {
+        loader = loader.region(aws_config::Region::new(region.clone()));
+    }
+    if let Some(endpoint) = endpoint {
+        loader = loader.endpoint_url(endpoint);
+    }
+    loader.load().await
+}

@@ -1,0 +1,27 @@
+//! Instead of `aws.rs`, in a build without the SDKs of AWS: says what is missing.
+#![expect(clippy::unused_async, reason = "with AWS there is somebody to wait for")]
+
+use super::{Cluster, Stores};
+use dth_core::{
+    error::{Error, ErrorKind, Op, Result},
+    http::Http,
+    notify::Notifier,
+    state::StateStore,
+};
+use std::sync::Arc;
+
+pub(super) async fn open(_: &Cluster) -> Result<Stores> {
+    Err(missing("SQS and DynamoDB"))
+}
+
+pub(super) async fn import_job_table(_: &Cluster, _: &dyn StateStore) -> anyhow::Result<Vec<String>> {
+    Err(missing("DynamoDB").into())
+}
+
+pub(super) async fn topic(_: &str, _: Option<&String>, _: &Http) -> Result<Arc<dyn Notifier>> {
+    Err(missing("SNS"))
+}
+
+fn missing(service: &str) -> Error {
+    Error::new(ErrorKind::Unsupported, Op::Configure, service).with_source("this program was built without it: build with `--features aws`")
+}
