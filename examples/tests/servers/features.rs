@@ -15,7 +15,7 @@ use dth_s3::{CredentialsConfig, Encryption, Profile, Proxy, S3Config, S3Store, S
 use futures_lite::StreamExt;
 use std::process::{Child, Command, Stdio};
 
-async fn read(store: &S3Store, key: &str, options: ReadOptions) -> Vec<u8> {
+pub(crate) async fn read(store: &S3Store, key: &str, options: ReadOptions) -> Vec<u8> {
     let mut read = store.read(&key.into(), &options).await.unwrap();
     let mut body = Vec::new();
     while let Some(chunk) = read.body.next().await {

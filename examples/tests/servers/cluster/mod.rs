@@ -7,24 +7,32 @@ mod processes;
 
 use crate::{
     chaos::referee,
-    support::{ministacks, put, venv},
+    features::read,
+    support::{bytes, ministacks, put, venv},
 };
+use bytes::Bytes;
 use dth_core::{
     conformance::{QueueBench, StateBench, Verdict, queue, state},
     error::ErrorKind,
+    index::Index,
     memory::MemoryStore,
+    object::{ETag, ObjectKey},
     plan::cost::{Prices, Requests},
     queue::{Message, Queue},
+    scope::TaskScope,
+    sink::{Body, Part, PutOptions, Sink},
+    source::ReadOptions,
     sync::Sync,
     transfer::TransferSettings,
 };
-use dth_examples::servers::Server;
+use dth_examples::{servers::Server, settings::Stores};
 use dth_s3::{S3Config, S3Store};
 use dth_state::{DynamoStore, SqsQueue, aws::SdkConfig};
 use futures_util::{StreamExt, stream};
 use meter::{Load, Meter};
 use patient::Patient;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio_util::sync::CancellationToken;
 
 /// The shortest lease of SQS.
 const TICK: Duration = Duration::from_secs(1);
@@ -160,6 +168,66 @@ async fn a_small_object_costs_few_calls() {
     assert!(calls <= 40, "{calls} calls where nothing is to be done: {:?}", meter.calls());
 }
 
+/// Puts an object in many parts, many at once.
+async fn put_parts_at_once(store: &S3Store, key: &str, body: &[u8], part: usize) {
+    let key: ObjectKey = key.into();
+    let upload = store.create_upload(&key, &PutOptions::default()).await.unwrap();
+    let chunks = (1..).zip(body.chunks(part).map(<[u8]>::to_vec));
+    let parts: Vec<Part> = stream::iter(chunks)
+        .map(async |(number, chunk)| store.put_part(&key, &upload, number, Body::Bytes(vec![chunk.into()]), None).await.unwrap())
+        .buffered(32)
+        .collect()
+        .await;
+    store.complete_upload(&key, &upload, &parts, &PutOptions::default()).await.unwrap();
+}
+
+/// As many parts as a store takes, as jobs for two workers, with queue and state in a file and in AWS: each is moved once, and
+/// completed once.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs ministack: run `cargo xtask test`"]
+async fn ten_thousand_parts_are_one_object() {
+    const PARTS: u32 = 10_000;
+    let mut pair = ministacks().await;
+    let server = Server::ministack(&venv()).await.unwrap();
+    let body = bytes(PARTS as usize * 1024 - 7, 3);
+    put_parts_at_once(&pair.source, "giant", &body, 1024).await;
+    let etag = pair.source.head(&"giant".into(), None).await.unwrap().entry.etag;
+    assert_eq!(etag.as_ref().and_then(ETag::part_count), Some(PARTS));
+    let config = server.aws(None).await;
+    let in_aws = Stores {
+        queue: Arc::new(SqsQueue::create(&config, "jobs").await.unwrap()),
+        state: Arc::new(DynamoStore::create(&config, "state", "giant").await.unwrap()),
+    };
+    let upstream = pair.sink_server().endpoint.clone();
+    let settings = &mut pair.settings;
+    settings.worker.giant_threshold = 1 << 20;
+    settings.worker.giant_parts = 100;
+    settings.worker.transfer.hold_max = 1 << 10;
+    settings.worker.transfer.single_max = 1 << 10;
+    settings.destination.min_part = Some(1);
+    for (name, stores) in [("file", settings.stores().await.unwrap()), ("aws", in_aws)] {
+        let front = Meter::start(&upstream, Load::Light).await;
+        settings.destination_prefix = name.into();
+        settings.destination.endpoint = Some(front.endpoint.clone());
+        let (task, other) = (settings.task_on(&stores).await.unwrap(), settings.task_on(&stores).await.unwrap().worker().unwrap());
+        let (stop, mut scope) = (CancellationToken::new(), TaskScope::new());
+        let stopped = stop.clone();
+        scope.spawn(async move { other.run(stopped).await });
+        let report = task.run().await.unwrap();
+        stop.cancel();
+        scope.join_all().await;
+        assert!(report.is_success() && report.run.outcomes_like("copied").objects == 1, "{report}");
+        let key = format!("{name}/giant");
+        assert_eq!(front.answers(), [(format!("CompleteMultipartUpload {key} 200"), 1)].into());
+        // A few more where the machine is so busy that one is tried again.
+        let moved = front.calls()["PUT partNumber"] as u32;
+        println!("{name}: {PARTS} parts by {moved} requests");
+        assert!((PARTS..=PARTS + PARTS / 100).contains(&moved), "{:?}", front.calls());
+        assert_eq!(pair.sink.head(&key.as_str().into(), None).await.unwrap().entry.etag, etag, "its parts give the etag of the source");
+        assert!(read(&pair.sink, &key, ReadOptions::default()).await == body);
+    }
+}
+
 /// Hundreds of dead letters are listed once each, and sent again without a search for each.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs ministack: run `cargo xtask test`"]
@@ -210,7 +278,7 @@ async fn the_examples_of_the_original_cost_less() {
     // What one object more costs: two runs, and the difference.
     let run = async |task: &str, objects: usize, size: usize| {
         let (source, sink) = (MemoryStore::default(), MemoryStore::default());
-        let body = bytes::Bytes::from(crate::support::bytes(size, 7));
+        let body: Bytes = bytes(size, 7).into();
         for n in 0..objects {
             source.insert(format!("photos/2024/{n:06}.jpg"), body.clone());
         }
