@@ -9,9 +9,13 @@ mod hazards;
 
 use anyhow::{Context, bail, ensure};
 use std::{
+    collections::BTreeSet,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
+    sync::mpsc::{RecvTimeoutError, channel},
+    thread,
+    time::{Duration, Instant},
 };
 
 /// Pinned: the emulator whose quirks the tests know, what it needs for TLS, the independent client, another store, a referee,
@@ -73,7 +77,9 @@ fn main() -> anyhow::Result<ExitCode> {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "there is no tokio here")]
 fn test(root: &Path) -> anyhow::Result<ExitCode> {
+    let started = Instant::now();
     let venv = python(root)?;
     debian(DEBIAN)?;
     let mut passed = 0;
@@ -85,39 +91,68 @@ fn test(root: &Path) -> anyhow::Result<ExitCode> {
     let ok = dependencies(root)?;
     passed += u64::from(ok);
     failed += u64::from(!ok);
+    println!("== seeded bugs{}", after(started));
     let (good, bad) = seeded_bugs()?;
     passed += good;
     failed += bad;
     for (what, arguments) in steps {
-        println!("== {what}");
+        println!("== {what}{}", after(started));
         let (good, bad) = counted(Command::new(cargo()).args(TEST).arg("--no-fail-fast").args(arguments).env("DTH_VENV", &venv))?;
         passed += good;
         failed += bad;
     }
-    println!("== the quick start");
+    println!("== the quick start{}", after(started));
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
     let ok = Command::new(target.join("debug/quickstart")).args(["--objects", "400"]).status()?.success();
     passed += u64::from(ok);
     failed += u64::from(!ok);
-    println!("{passed} passed, {failed} failed");
+    println!("{passed} passed, {failed} failed{}", after(started));
     ensure!(passed > 1, "no test ran");
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Runs cargo test, shows what it prints, and adds up its closing lines.
+fn after(started: Instant) -> String {
+    format!(" (after {} s)", started.elapsed().as_secs())
+}
+
+/// For how long no test may end: the longest takes some minutes, but what is built before them is in it.
+const SILENCE: Duration = Duration::from_mins(40);
+
+/// Runs cargo test, shows what it prints, and adds up its closing lines. A test that hangs is stopped and named.
 fn counted(command: &mut Command) -> anyhow::Result<(u64, u64)> {
     let mut child = command.stdout(Stdio::piped()).spawn()?;
     let output = BufReader::new(child.stdout.take().context("stdout is piped")?);
+    let (lines, heard) = channel();
+    let reader = thread::spawn(move || output.lines().try_for_each(|line| lines.send(line)));
     let (mut passed, mut failed) = (0, 0);
-    for line in output.lines() {
-        let line = line?;
+    let mut slow: BTreeSet<String> = BTreeSet::new();
+    loop {
+        let line = match heard.recv_timeout(SILENCE) {
+            Ok(line) => line?,
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                println!("nothing ended for {} min, and is stopped: {slow:?} had begun", SILENCE.as_secs() / 60);
+                // What cargo has started; it goes on with what comes next.
+                run(Command::new("pkill").args(["-KILL", "-P", &child.id().to_string()]))?;
+                continue;
+            }
+        };
         println!("{line}");
+        if let Some(test) = line.strip_prefix("test ") {
+            let (name, rest) = test.split_once(' ').unwrap_or((test, ""));
+            if rest.starts_with("has been running") {
+                slow.insert(name.to_owned());
+            } else {
+                slow.remove(name);
+            }
+        }
         if let Some(counts) = line.strip_prefix("test result: ") {
             passed += number_before(counts, " passed");
             failed += number_before(counts, " failed");
         }
     }
     let status = child.wait()?;
+    let _ = reader.join();
     // A crate that does not build has no closing line.
     Ok((passed, if status.success() { failed } else { failed.max(1) }))
 }
@@ -193,7 +228,6 @@ fn dependencies(root: &Path) -> anyhow::Result<bool> {
 
 /// Plants each wrong variant of the engine; the simulation must find it.
 fn seeded_bugs() -> anyhow::Result<(u64, u64)> {
-    println!("== seeded bugs");
     let mut command = Command::new(cargo());
     command.args(TEST).args(["--test", "simulation", "seeded", "--", "--nocapture"]);
     counted(command.env("RUSTC_WORKSPACE_WRAPPER", std::env::current_exe()?).env(SEEDED, "1"))

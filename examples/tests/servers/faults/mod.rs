@@ -16,7 +16,9 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering::SeqCst},
     },
+    time::Duration,
 };
+use tokio::time::timeout;
 
 /// Why a fault cannot be at an operation.
 fn impossible(operation: Operation, fault: Fault) -> Option<&'static str> {
@@ -45,11 +47,15 @@ struct Cell {
     violations: Vec<String>,
 }
 
+/// No cell takes so long: one that hangs is to be named.
+const PATIENCE: Duration = Duration::from_mins(5);
+
 async fn cell(server: &Server, operation: Operation, fault: Fault, elsewhere: &str, number: usize) -> Cell {
     let mut violations = Vec::new();
-    let taken = match scenes::ask(server, operation, fault, elsewhere, number).await {
-        Ok(()) => "good".to_owned(),
-        Err(error) => {
+    let taken = match timeout(PATIENCE, scenes::ask(server, operation, fault, elsewhere, number)).await {
+        Err(_) => "nothing, for minutes".to_owned(),
+        Ok(Ok(())) => "good".to_owned(),
+        Ok(Err(error)) => {
             let again = match error.retry() {
                 Retry::Never => "not tried again".to_owned(),
                 Retry::Backoff => "tried again".to_owned(),
@@ -59,7 +65,8 @@ async fn cell(server: &Server, operation: Operation, fault: Fault, elsewhere: &s
             format!("{}, {again}{applied}", error.kind())
         }
     };
-    let end = scenes::play(server, operation, fault, elsewhere, number, &mut violations).await;
+    let play = scenes::play(server, operation, fault, elsewhere, number, &mut violations);
+    let end = timeout(PATIENCE, play).await.unwrap_or_else(|_| "nothing, for minutes".to_owned());
     Cell { taken, end, violations }
 }
 

@@ -14,7 +14,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
-    sync::{Notify, mpsc},
+    sync::{Notify, mpsc, oneshot},
     time::{sleep, timeout},
 };
 
@@ -352,7 +352,7 @@ struct Shared {
     /// Requests that are still to be applied.
     late: AtomicU32,
     held: Notify,
-    refuse: mpsc::UnboundedSender<Duration>,
+    refuse: mpsc::UnboundedSender<(Duration, oneshot::Sender<()>)>,
     /// Where redirects lead.
     elsewhere: String,
 }
@@ -419,10 +419,9 @@ impl Proxy {
 
     /// Refuses connections for a while; returns once it does.
     pub(crate) async fn refuse(&self, time: Duration) {
-        self.shared.refuse.send(time).unwrap();
-        while TcpStream::connect(self.shared.address).await.is_ok() {
-            sleep(Duration::from_millis(1)).await;
-        }
+        let (done, refuses) = oneshot::channel();
+        self.shared.refuse.send((time, done)).unwrap();
+        refuses.await.unwrap();
     }
 
     /// Waits for what is applied late.
@@ -438,13 +437,13 @@ impl Proxy {
     }
 }
 
-async fn accept(shared: Arc<Shared>, mut refusals: mpsc::UnboundedReceiver<Duration>) {
+async fn accept(shared: Arc<Shared>, mut refusals: mpsc::UnboundedReceiver<(Duration, oneshot::Sender<()>)>) {
     let mut connections = TaskScope::new();
     loop {
         let listener = socket(shared.address).and_then(|s| s.listen(64)).unwrap();
-        let refused = loop {
+        let (refused, done) = loop {
             tokio::select! {
-                Some(time) = refusals.recv() => break time,
+                Some(refusal) = refusals.recv() => break refusal,
                 Ok((socket, _)) = listener.accept() => {
                     let shared = Arc::clone(&shared);
                     connections.spawn(async move { shared.serve(socket).await });
@@ -452,6 +451,7 @@ async fn accept(shared: Arc<Shared>, mut refusals: mpsc::UnboundedReceiver<Durat
             }
         };
         drop(listener);
+        let _ = done.send(());
         sleep(refused).await;
     }
 }
@@ -507,7 +507,7 @@ impl Shared {
         }
         match fault {
             Fault::Refuse => {
-                let _ = self.refuse.send(Duration::from_millis(300));
+                let _ = self.refuse.send((Duration::from_millis(300), oneshot::channel().0));
                 return reset(client);
             }
             Fault::ResetBeforeSend => return reset(client),

@@ -64,7 +64,8 @@ pub(super) async fn ask(server: &Server, operation: Operation, fault: Fault, els
     let upload = straight.create_upload(&"u".into(), &PutOptions::default()).await.unwrap();
     let part = straight.put_part(&"u".into(), &upload, 1, whole(&body), None).await.unwrap();
     if fault == Fault::Refuse {
-        proxy.refuse(Duration::from_millis(300)).await;
+        // For as long as the proxy lives.
+        proxy.refuse(Duration::from_hours(1)).await;
     } else {
         proxy.strike(operation, 0, fault);
     }
