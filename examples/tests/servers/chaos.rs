@@ -212,15 +212,16 @@ async fn a_stopped_worker_drains() {
     let config = pair.folder.path().join("task.toml");
     std::fs::write(&config, toml::to_string(&pair.settings).unwrap()).unwrap();
     let state = pair.settings.open_state().unwrap();
-    let spawn = |path: &str| {
-        let mut command = Command::new(path);
-        command.arg("--config").arg(&config).envs(keys.iter().cloned()).stdout(Stdio::null()).stderr(Stdio::null());
-        command.spawn().unwrap()
-    };
-    assert!(spawn(env!("CARGO_BIN_EXE_finder")).wait().unwrap().success());
-    let mut worker = spawn(env!("CARGO_BIN_EXE_worker"));
+    let mut processes = Processes::new(&config, keys, &[]);
+    assert!(processes.start("finder").wait().unwrap().success());
+    let worker = processes.start("worker");
+    processes.running.push(("worker", worker));
+    let worker = &mut processes.running[0].1;
     let done = || async { state.query(&RecordQuery { status: Some(Status::Done), ..RecordQuery::default() }, 10_000).await.unwrap().len() };
+    let begun = Instant::now();
     while done().await < 100 {
+        assert!(worker.try_wait().unwrap().is_none(), "it ended by itself");
+        assert!(begun.elapsed() < Duration::from_secs(120), "it moved {} of 100 objects in two minutes", done().await);
         sleep(Duration::from_millis(50)).await;
     }
     assert!(Command::new("kill").arg(worker.id().to_string()).status().unwrap().success());
