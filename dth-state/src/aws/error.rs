@@ -51,6 +51,8 @@ pub(super) fn service(code: &str, status: u16) -> ErrorKind {
         | "LimitExceededException"
         | "OverLimit"
         | "KmsThrottled"
+        | "KMSThrottling"
+        | "KMSThrottlingException"
         | "SlowDown"
         | "TransactionInProgressException"
         | "TransactionConflictException"
@@ -62,7 +64,13 @@ pub(super) fn service(code: &str, status: u16) -> ErrorKind {
         | "RequestTimeoutException"
         | "ServiceUnavailable"
         | "ServiceUnavailableException" => ErrorKind::Unavailable,
-        "AccessDenied" | "AccessDeniedException" | "KmsAccessDenied" | "OptInRequired" | "NotAuthorized" => ErrorKind::Denied,
+        "AccessDenied"
+        | "AccessDeniedException"
+        | "KmsAccessDenied"
+        | "KMSAccessDenied"
+        | "OptInRequired"
+        | "NotAuthorized"
+        | "AuthorizationError" => ErrorKind::Denied,
         "ExpiredToken"
         | "ExpiredTokenException"
         | "InvalidAccessKeyId"
@@ -74,14 +82,19 @@ pub(super) fn service(code: &str, status: u16) -> ErrorKind {
         | "SignatureDoesNotMatch"
         | "IncompleteSignature"
         | "RequestExpired" => ErrorKind::CredentialsExpired,
-        "QueueDoesNotExist" | "NonExistentQueue" | "ResourceNotFoundException" | "MessageNotInflight" | "ReceiptHandleIsInvalid" => {
-            ErrorKind::NotFound
-        }
+        "QueueDoesNotExist"
+        | "NonExistentQueue"
+        | "ResourceNotFoundException"
+        | "NotFound"
+        | "NotFoundException"
+        | "MessageNotInflight"
+        | "ReceiptHandleIsInvalid" => ErrorKind::NotFound,
         "ConditionalCheckFailedException" | "ConditionalCheckFailed" => ErrorKind::Precondition,
         "ResourceInUseException" | "QueueNameExists" | "QueueAlreadyExists" | "ReplicatedWriteConflictException" => ErrorKind::Conflict,
         "UnsupportedOperation" => ErrorKind::Unsupported,
         _ if status == 429 => ErrorKind::Throttled,
         _ if status >= 500 || status == 408 => ErrorKind::Unavailable,
+        _ if status == 403 => ErrorKind::Denied,
         _ => ErrorKind::Invalid,
     }
 }
@@ -100,6 +113,9 @@ mod tests {
             ("RequestTimeout", 408, ErrorKind::Unavailable),
             ("Whatever", 503, ErrorKind::Unavailable),
             ("ValidationException", 400, ErrorKind::Invalid),
+            ("AuthorizationError", 403, ErrorKind::Denied),
+            ("KMSThrottling", 400, ErrorKind::Throttled),
+            ("Whatever", 403, ErrorKind::Denied),
         ];
         for (code, status, kind) in kinds {
             assert_eq!(service(code, status), kind, "{code}");

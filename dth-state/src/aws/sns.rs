@@ -32,13 +32,18 @@ impl fmt::Debug for SnsNotifier {
 }
 
 impl SnsNotifier {
-    /// Publishes to the topic of this ARN, in the topic's region. `Invalid` when it is no ARN of a topic.
+    /// Publishes to the topic of this ARN, in the topic's region. `Invalid` when it is no ARN of a topic, or of a FIFO topic, which
+    /// people cannot subscribe to.
     pub fn new(config: &SdkConfig, topic: &str) -> Result<Self> {
         let parts: Vec<&str> = topic.split(':').collect();
-        let ["arn", _, "sns", region, _, _] = parts[..] else {
-            let why = "this is not of the form arn:aws:sns:REGION:ACCOUNT:NAME";
-            return Err(Error::new(ErrorKind::Invalid, Op::Configure, format!("topic `{topic}`")).with_source(why));
+        let refused =
+            |why: &str| Err(Error::new(ErrorKind::Invalid, Op::Configure, format!("topic `{topic}`")).with_source(why.to_owned()));
+        let ["arn", _, "sns", region, _, name] = parts[..] else {
+            return refused("this is not of the form arn:aws:sns:REGION:ACCOUNT:NAME");
         };
+        if name.ends_with(".fifo") {
+            return refused("this is a FIFO topic: take a standard one");
+        }
         let config = config.clone().into_builder().region(Region::new(region.to_owned())).build();
         Ok(Self { client: Client::from_conf(client_config!(aws_sdk_sns, &config)), topic: topic.to_owned() })
     }

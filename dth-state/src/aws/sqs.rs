@@ -8,7 +8,7 @@ use super::{
     seconds,
 };
 use async_trait::async_trait;
-use aws_config::SdkConfig;
+use aws_config::{Region, SdkConfig};
 use aws_sdk_sqs::{
     Client,
     operation::send_message_batch::SendMessageBatchOutput,
@@ -36,6 +36,8 @@ const BATCH: usize = 10;
 const BATCH_BYTES: usize = 256 << 10;
 /// Longest delay of a message.
 const MAX_DELAY: Duration = Duration::from_secs(900);
+/// For so long a queue that was made may not be known everywhere.
+const QUEUE_KNOWN: Duration = Duration::from_secs(10);
 /// Longest long poll of one request.
 const MAX_WAIT: Duration = Duration::from_secs(20);
 /// Longest time for which a message can be hidden.
@@ -105,19 +107,17 @@ impl fmt::Debug for SqsQueue {
 type Attributes = HashMap<QueueAttributeName, String>;
 
 impl SqsQueue {
-    /// Opens a queue by its name, URL or ARN; reads its size limit and finds its dead-letter queue.
+    /// Opens a queue by its name, URL or ARN; reads its size limit and finds its dead-letter queue. URL and ARN also say the
+    /// region, a name means that of the configuration.
     ///
     /// `NotFound` when it does not exist, `Invalid` when it is a FIFO queue or has no dead-letter queue.
     pub async fn open(config: &SdkConfig, queue: &str) -> Result<Self> {
-        let client = client(config);
+        refuse_fifo(queue)?;
+        let client = client(config, region_of(queue));
         let url = url_of(&client, queue).await?;
         let attributes = attributes_of(&client, &url, &[QueueAttributeName::All]).await?;
         let get = |name| attributes.get(&name).map(String::as_str);
         let invalid = |why: &str| Err(Error::new(ErrorKind::Invalid, Op::Connect, queue).with_source(why.to_owned()));
-        let fifo = url.rsplit_once('.').is_some_and(|(_, suffix)| suffix == "fifo");
-        if fifo || get(QueueAttributeName::FifoQueue) == Some("true") {
-            return invalid("it is a FIFO queue: make a standard one, the engine needs no order and bears duplicates");
-        }
         let policy = get(QueueAttributeName::RedrivePolicy).and_then(|p| serde_json::from_str::<serde_json::Value>(p).ok());
         let policy = policy.unwrap_or_default();
         let Some(dead) = policy["deadLetterTargetArn"].as_str() else {
@@ -156,13 +156,18 @@ impl SqsQueue {
 
     /// Makes the queue `name` and its dead-letter queue `name-dead-letters` where they do not exist, and opens the queue.
     ///
-    /// Both keep messages for 14 days, encrypted with a key of SQS. What exists is left as it is.
+    /// Both keep messages for 14 days, encrypted with a key of SQS. What exists is left as it is. `Invalid` when it is to be made by
+    /// an ARN or URL, or as a FIFO queue.
     pub async fn create(config: &SdkConfig, name: &str) -> Result<Self> {
         match Self::open(config, name).await {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             opened => return opened,
         }
-        let client = client(config);
+        if name.contains([':', '/']) {
+            let why = "there is no such queue, and one is made by its name alone: give the name, and its region beside it";
+            return Err(Error::new(ErrorKind::Invalid, Op::Configure, name).with_source(why));
+        }
+        let client = client(config, None);
         let retention = (14 * 24 * 3600).to_string();
         let make = async |name: &str, more: Vec<(QueueAttributeName, String)>| {
             match url_of(&client, name).await {
@@ -178,10 +183,13 @@ impl SqsQueue {
             Ok(made.queue_url.unwrap_or_default())
         };
         let dead = make(&format!("{name}-dead-letters"), Vec::new()).await?;
-        let arn = attributes_of(&client, &dead, &[QueueAttributeName::QueueArn]).await?.remove(&QueueAttributeName::QueueArn);
-        let policy = serde_json::json!({ "deadLetterTargetArn": arn.unwrap_or_default(), "maxReceiveCount": NATIVE_RECEIVES });
-        make(name, vec![(QueueAttributeName::RedrivePolicy, policy.to_string())]).await?;
-        Self::open(config, name).await
+        let unknown = [ErrorKind::NotFound];
+        let arn = once_known(&unknown, || attributes_of(&client, &dead, &[QueueAttributeName::QueueArn])).await?;
+        let arn = arn.get(&QueueAttributeName::QueueArn).map_or("", String::as_str);
+        let policy = serde_json::json!({ "deadLetterTargetArn": arn, "maxReceiveCount": NATIVE_RECEIVES }).to_string();
+        let policy = || vec![(QueueAttributeName::RedrivePolicy, policy.clone())];
+        once_known(&[ErrorKind::NotFound, ErrorKind::Invalid], || make(name, policy())).await?;
+        once_known(&unknown, || Self::open(config, name)).await
     }
 
     /// The URL of the queue.
@@ -195,8 +203,43 @@ impl SqsQueue {
     }
 }
 
-fn client(config: &SdkConfig) -> Client {
-    Client::from_conf(client_config!(aws_sdk_sqs, config))
+fn client(config: &SdkConfig, region: Option<Region>) -> Client {
+    match region {
+        Some(region) => Client::from_conf(client_config!(aws_sdk_sqs, &config.clone().into_builder().region(region).build())),
+        None => Client::from_conf(client_config!(aws_sdk_sqs, config)),
+    }
+}
+
+/// A queue that was just made is not known everywhere for some seconds, as itself or as the dead-letter queue of another one.
+/// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_CreateQueue.html>
+async fn once_known<T, F: Future<Output = Result<T>>>(unknown: &[ErrorKind], call: impl Fn() -> F) -> Result<T> {
+    let begun = Instant::now();
+    loop {
+        match call().await {
+            Err(error) if unknown.contains(&error.kind()) && begun.elapsed() < QUEUE_KNOWN => {
+                tracing::debug!(error = %error.chain(), "a queue that was just made is not known yet");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            answer => return answer,
+        }
+    }
+}
+
+fn refuse_fifo(queue: &str) -> Result<()> {
+    if !queue.ends_with(".fifo") {
+        return Ok(());
+    }
+    let why = "it is a FIFO queue: take a standard one, the engine needs no order and bears duplicates";
+    Err(Error::new(ErrorKind::Invalid, Op::Connect, queue).with_source(why))
+}
+
+/// The region in an ARN (`arn:aws:sqs:REGION:ACCOUNT:NAME`) or in a URL of Amazon's (`https://sqs.REGION.amazonaws.com/…`).
+fn region_of(queue: &str) -> Option<Region> {
+    let region = match queue.split_once("://") {
+        Some((_, rest)) => rest.split('/').next()?.strip_prefix("sqs.")?.split_once(".amazonaws.")?.0,
+        None => queue.strip_prefix("arn:")?.split(':').nth(2)?,
+    };
+    Some(Region::new(region.to_owned())).filter(|_| !region.is_empty())
 }
 
 /// The timeouts of a request that waits for messages.
@@ -647,10 +690,9 @@ fn stale_or_refused(op: Op, url: &str, entry: &BatchResultErrorEntry) -> Error {
 fn copy(error: &Error) -> Error {
     let same = Error::new(error.kind(), error.op(), error.target()).with_retry(error.retry()).with_maybe_applied(error.maybe_applied());
     let same = if let Some(code) = error.code() { same.with_code(code) } else { same };
-    match std::error::Error::source(error) {
-        Some(source) => same.with_source(source.to_string()),
-        None => same,
-    }
+    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+    let causes = causes.map(ToString::to_string).collect::<Vec<_>>();
+    if causes.is_empty() { same } else { same.with_source(causes.join(": ")) }
 }
 
 /// What SQS carries in an attribute (the characters of XML 1.0), at most `room` bytes of it.
@@ -675,6 +717,17 @@ mod tests {
     fn reasons_are_made_fit_for_an_attribute() {
         assert_eq!(printable("a\u{1}é\n\u{fffe}🦀", 100), "a\\u{1}é\n\\u{fffe}🦀");
         assert_eq!(printable("ééé", 5), "éé");
+    }
+
+    #[test]
+    fn arns_and_urls_say_the_region() {
+        let region = |queue| region_of(queue).map(|r| r.as_ref().to_owned());
+        assert_eq!(region("arn:aws-cn:sqs:cn-north-1:123456789012:jobs").as_deref(), Some("cn-north-1"));
+        assert_eq!(region("https://sqs.eu-west-1.amazonaws.com/123456789012/jobs").as_deref(), Some("eu-west-1"));
+        assert_eq!(region("https://sqs.cn-north-1.amazonaws.com.cn/1/jobs").as_deref(), Some("cn-north-1"));
+        for other in ["jobs", "http://127.0.0.1:4566/000000000000/jobs", "https://vpce-1.sqs.eu-west-1.vpce.amazonaws.com/1/jobs"] {
+            assert_eq!(region(other), None, "{other}");
+        }
     }
 
     #[test]

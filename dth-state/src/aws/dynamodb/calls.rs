@@ -24,8 +24,6 @@ const WRITES: usize = 25;
 const BATCHES: usize = 4;
 /// Rounds for what a batch leaves unprocessed, before the engine is told to slow down.
 const ROUNDS: u32 = 12;
-/// Tries of a transaction that met another one on the same item.
-const COLLISIONS: u32 = 6;
 
 /// What became of a transaction.
 pub(super) enum Transacted {
@@ -101,21 +99,25 @@ impl DynamoStore {
         }
     }
 
-    async fn pause(&self, round: u32) {
+    pub(super) async fn pause(&self, round: u32) {
         if round > 0 {
             let most = (25 << round.min(6)) + 1;
             tokio::time::sleep(Duration::from_millis(random_below(&*self.env, most))).await;
         }
     }
 
-    /// All or nothing. A transaction that meets another one on an item is tried again: `items` makes it anew.
+    /// All or nothing. A transaction that meets another one on an item, or that is throttled, is tried again: `items` makes it anew.
+    /// What is to be written is the result of work that would be done again.
     pub(super) async fn transact(&self, items: impl Fn() -> Result<Vec<TransactWriteItem>>) -> Result<Transacted> {
         for round in 0.. {
             self.pause(round).await;
             let call = self.client.transact_write_items().set_transact_items(Some(items()?));
             let Err(error) = call.send().await else { return Ok(Transacted::Done) };
             let Some(TransactWriteItemsError::TransactionCanceledException(cancelled)) = error.as_service_error() else {
-                return Err(classify(Op::SaveState, &*self.table, error));
+                match classify(Op::SaveState, &*self.table, error) {
+                    throttled if throttled.kind() == ErrorKind::Throttled && round < ROUNDS => continue,
+                    failed => return Err(failed),
+                }
             };
             let reasons = cancelled.cancellation_reasons();
             let why = |code: &'static str| reasons.iter().enumerate().filter(move |(_, r)| r.code() == Some(code)).map(|(i, _)| i);
@@ -123,13 +125,14 @@ impl DynamoStore {
             if !refused.is_empty() {
                 return Ok(Transacted::Refused(refused));
             }
-            if why("TransactionConflict").next().is_some() && round < COLLISIONS {
-                continue;
-            }
             let reason = reasons.iter().find(|r| r.code().is_some_and(|code| code != "None"));
             let code = reason.and_then(|r| r.code()).unwrap_or_default().to_owned();
+            let kind = service(&code, 400);
+            if kind == ErrorKind::Throttled && round < ROUNDS {
+                continue;
+            }
             let text = reason.and_then(|r| r.message()).unwrap_or("the transaction was cancelled").to_owned();
-            return Err(Error::new(service(&code, 400), Op::SaveState, &*self.table).with_code(code).with_source(text));
+            return Err(Error::new(kind, Op::SaveState, &*self.table).with_code(code).with_source(text));
         }
         unreachable!("the rounds end by themselves")
     }

@@ -33,7 +33,7 @@ use aws_sdk_dynamodb::{
     operation::{create_table::CreateTableError, update_item::UpdateItemError},
     types::{
         AttributeDefinition, AttributeValue, BillingMode, GlobalSecondaryIndex, KeySchemaElement, KeyType, Projection, ProjectionType,
-        ReturnValue, ScalarAttributeType, TableStatus, TimeToLiveSpecification, TimeToLiveStatus,
+        ReturnValue, ScalarAttributeType, TableStatus, TimeToLiveSpecification, TimeToLiveStatus, WriteRequest,
     },
 };
 use calls::Transacted;
@@ -74,6 +74,8 @@ const MAX_TRANSACTION: usize = 100;
 const END_OF_TIME: i64 = 99_999_999_999_999;
 /// Parts noted in one item: a set of so many numbers takes about a kilobyte.
 const PARTS_A_SET: u32 = 256;
+/// Packs of an outbox that are changed or deleted at once.
+const OUTBOX_PAGE: usize = 500;
 /// For so long a table may be in the making.
 const TABLE_MADE: Duration = Duration::from_secs(120);
 /// Packs and parts are forgotten so long after they were last needed: no message lives as long.
@@ -151,7 +153,7 @@ impl DynamoStore {
             let described = client.describe_table().table_name(table).send().await.map_err(|e| classify(Op::Connect, table, e));
             let waited = begun.elapsed();
             match described.map(|d| d.table.and_then(|t| t.table_status)) {
-                Ok(Some(TableStatus::Active)) => break,
+                Ok(Some(TableStatus::Active | TableStatus::Updating)) => break,
                 Err(error) if error.kind() == ErrorKind::NotFound && !asked => {
                     asked = true;
                     match call.clone().send().await {
@@ -260,10 +262,11 @@ impl DynamoStore {
             item.insert("more".into(), text(more));
         }
         match (record.status, self.record_ttl) {
-            (Status::Done, Some(ttl)) => {
+            // A sweep must know that uploads were begun.
+            (Status::Done, Some(ttl)) if record.uploads_since.is_none() => {
                 item.insert("ttl".into(), self.expiry(ttl));
             }
-            (Status::Done, None) => {}
+            (Status::Done, _) => {}
             (status, _) => {
                 item.insert("gpk".into(), text(self.status_partition(status, &record.key)));
                 item.insert("gsk".into(), text(sort_key(&record.key)));
@@ -391,13 +394,29 @@ impl DynamoStore {
         }
     }
 
+    /// Writes what becomes of each pack in the outbox of a run, a few at a time: there may be millions.
+    async fn change_outbox(&self, run: &RunId, filter: &Expression, change: impl Fn(Item) -> Result<WriteRequest>) -> Result<u64> {
+        let pk = self.pk(run.as_str());
+        let mut from = "z#".to_owned();
+        let mut count = 0;
+        loop {
+            let items = self.range(&pk, &from, "z#~", filter, OUTBOX_PAGE).await?;
+            let full = items.len() == OUTBOX_PAGE;
+            if let Some(last) = items.last() {
+                // None of these is found again once it is changed.
+                need_text(last, "sk")?.clone_into(&mut from);
+            }
+            count += items.len() as u64;
+            self.write_all(items.into_iter().map(&change).collect::<Result<_>>()?).await?;
+            if !full {
+                return Ok(count);
+            }
+        }
+    }
+
     /// Deletes what lies in the outbox of a run, held or not.
     async fn clear_outbox(&self, run: &RunId, filter: &Expression) -> Result<u64> {
-        let items = self.range(&self.pk(run.as_str()), "z#", "z#~", filter, usize::MAX).await?;
-        let requests = items.iter().map(|item| self.delete_request(only_key(item))).collect::<Result<Vec<_>>>()?;
-        let count = requests.len() as u64;
-        self.write_all(requests).await?;
-        Ok(count)
+        self.change_outbox(run, filter, |item| self.delete_request(only_key(&item))).await
     }
 
     fn held() -> Expression {
@@ -682,16 +701,19 @@ impl StateStore for DynamoStore {
             .set_condition_expression(update.condition())
             .set_expression_attribute_names(update.names())
             .set_expression_attribute_values(update.values());
-        match call.send().await {
-            Ok(_) => {}
-            Err(error) if matches!(error.as_service_error(), Some(UpdateItemError::ConditionalCheckFailedException(_))) => {
-                let held = self.run(run).await?.state;
-                if held != to {
-                    let text = format!("run {run} is {}, not {}", held.as_str(), from.as_str());
-                    return Err(Error::new(ErrorKind::Precondition, Op::SaveState, text));
-                }
+        // A finder's steps look at this item all the time, and get in its way.
+        let moved = self.one_of_many(|| async {
+            match call.clone().send().await {
+                Err(error) if matches!(error.as_service_error(), Some(UpdateItemError::ConditionalCheckFailedException(_))) => Ok(false),
+                moved => moved.map(|_| true).map_err(|e| classify(Op::SaveState, &*self.table, e)),
             }
-            Err(error) => return Err(classify(Op::SaveState, &*self.table, error)),
+        });
+        if !moved.await? {
+            let held = self.run(run).await?.state;
+            if held != to {
+                let text = format!("run {run} is {}, not {}", held.as_str(), from.as_str());
+                return Err(Error::new(ErrorKind::Precondition, Op::SaveState, text));
+            }
         }
         if to.is_over() {
             self.clear_outbox(run, &Expression::default()).await?;
@@ -784,14 +806,11 @@ impl StateStore for DynamoStore {
         if !go {
             return self.clear_outbox(run, &Self::held()).await;
         }
-        let items = self.range(&self.pk(run.as_str()), "z#", "z#~", &Self::held(), usize::MAX).await?;
-        let count = items.len() as u64;
-        let free = items.into_iter().map(|mut item| {
+        let free = |mut item: Item| {
             item.insert("held".into(), number(0));
             self.put_request(item)
-        });
-        self.write_all(free.collect::<Result<_>>()?).await?;
-        Ok(count)
+        };
+        self.change_outbox(run, &Self::held(), free).await
     }
 
     async fn forget_runs(&self, ended_before: Timestamp) -> Result<u64> {
