@@ -2,7 +2,7 @@
 
 use crate::{
     error::{Error, ErrorKind, Op, Result},
-    object::Entry,
+    object::{Entry, ObjectKey},
 };
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use jiff::Timestamp;
@@ -27,7 +27,7 @@ pub struct FilterSettings {
 }
 
 /// A compiled filter.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Filter {
     settings: FilterSettings,
     include: Option<GlobSet>,
@@ -42,12 +42,22 @@ impl Filter {
         Ok(Self { settings, include, exclude })
     }
 
+    /// Whether an object of this key may take part: what the globs say.
+    pub fn takes_key(&self, key: &ObjectKey) -> bool {
+        let key = key.as_str();
+        self.include.as_ref().is_none_or(|set| set.is_match(key)) && self.exclude.as_ref().is_none_or(|set| !set.is_match(key))
+    }
+
+    /// Whether more than the key must be known.
+    pub fn asks_for_more_than_keys(&self) -> bool {
+        let FilterSettings { min_size, max_size, modified_since, modified_before, .. } = &self.settings;
+        min_size.is_some() || max_size.is_some() || modified_since.is_some() || modified_before.is_some()
+    }
+
     /// Whether an entry takes part. A size or time that the listing does not tell lets it pass.
     pub fn takes(&self, entry: &Entry) -> bool {
         let s = &self.settings;
-        let key = entry.key.as_str();
-        self.include.as_ref().is_none_or(|set| set.is_match(key))
-            && self.exclude.as_ref().is_none_or(|set| !set.is_match(key))
+        self.takes_key(&entry.key)
             && entry.size.is_none_or(|size| s.min_size.is_none_or(|least| size >= least) && s.max_size.is_none_or(|most| size <= most))
             && entry
                 .modified

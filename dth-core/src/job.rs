@@ -10,6 +10,8 @@ pub use notification::EventSettings;
 use crate::{
     env::{Env, random_id},
     error::{Error, ErrorKind, Op, Result},
+    filter::Filter,
+    finder::FinderSettings,
     object::{ETag, Entry, ObjectKey, Sequencer},
     sink::{Condition, UploadId},
     state::{Origin, PackId, RunId, SourceVersion},
@@ -193,6 +195,32 @@ impl Job {
     }
 }
 
+/// Which messages are jobs of a task, and what they may do. Finders select by the same settings.
+#[derive(Debug, Clone, Default)]
+pub struct Intake {
+    /// Keys of the task begin so.
+    pub prefix: String,
+    /// Which source objects take part.
+    pub filter: Filter,
+    /// When the destination may be replaced.
+    pub overwrite: Overwrite,
+    /// Events of the source.
+    pub events: EventSettings,
+}
+
+impl Intake {
+    /// What a finder with these settings would find, and these events. `Invalid` when a glob is not one.
+    pub fn new(finder: &FinderSettings, events: &EventSettings) -> Result<Self> {
+        let filter = Filter::new(finder.filter.clone())?;
+        Ok(Self { prefix: finder.prefix.clone(), filter, overwrite: finder.overwrite, events: events.clone() })
+    }
+
+    /// Every message that can be read.
+    pub fn everything() -> Self {
+        Self { events: EventSettings { deletes: true, bucket: None }, ..Self::default() }
+    }
+}
+
 /// A message full of jobs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -206,7 +234,16 @@ pub struct Pack {
     pub run: Option<RunId>,
     /// The jobs.
     pub jobs: Vec<Job>,
+    /// What else the message says, and why that cannot be done: it is given up once the jobs are done.
+    #[serde(skip)]
+    pub refused: Vec<String>,
 }
+
+/// Longest id of a pack: ours have 32 characters, and stores keep ids in keys.
+const MAX_ID: usize = 128;
+
+/// Most jobs of a pack: stores keep a bit for each.
+const MAX_JOBS: u32 = 1 << 20;
 
 /// Bytes of a message around its jobs, generously.
 const ENVELOPE: usize = 160;
@@ -216,7 +253,7 @@ impl Pack {
 
     /// A pack with a fresh id.
     pub fn new(env: &dyn Env, run: Option<RunId>, jobs: Vec<Job>) -> Self {
-        Self { v: Self::VERSION, id: PackId::new(random_id(env)), run, jobs }
+        Self { v: Self::VERSION, id: PackId::new(random_id(env)), run, jobs, refused: Vec::new() }
     }
 
     /// Where job `index` counts.
@@ -232,41 +269,60 @@ impl Pack {
 
     /// Reads a message of any task; see [`read`](Self::read).
     pub fn parse(body: &str, env: &dyn Env) -> Result<Self> {
-        Self::read(body, "", &EventSettings { deletes: true, bucket: None }, env)
+        Self::read(body, &Intake::everything(), env)
     }
 
     /// Reads a message: a pack; a notification of Amazon S3, directly, by EventBridge or by SNS; `{"key","size"}` of the original
     /// system and of other clouds' bridge functions. A notification that is none of this task's makes a pack without jobs.
     ///
-    /// `Invalid`, with the reason, for anything else, and for a key that does not begin with `prefix`.
-    pub fn read(body: &str, prefix: &str, events: &EventSettings, env: &dyn Env) -> Result<Self> {
-        let invalid = |e: serde_json::Error| Error::new(ErrorKind::Invalid, Op::Receive, excerpt(body)).with_source(e);
-        let value: serde_json::Value = serde_json::from_str(body).map_err(invalid)?;
+    /// `Invalid`, with the reason, for anything else, and for a key that does not begin with the task's prefix.
+    pub fn read(body: &str, intake: &Intake, env: &dyn Env) -> Result<Self> {
+        let invalid =
+            |why: Box<dyn std::error::Error + Send + Sync>| Error::new(ErrorKind::Invalid, Op::Receive, excerpt(body)).with_source(why);
+        let value: serde_json::Value = serde_json::from_str(body).map_err(|e| invalid(e.into()))?;
         match value.get("v") {
             None => {
-                let told = notification::read(body, &value, prefix, events)?;
+                let told = notification::read(body, &value, intake)?;
                 for why in &told.left_alone {
                     tracing::debug!(%why, "an event is left alone");
                 }
                 metrics::counter!("dth_events_left_alone_total").increment(told.left_alone.len() as u64);
                 // Duplicates of the message share the id, and so the fence.
                 let id = crate::checksum::hex(&sha2::Sha256::digest(told.text)[..16]);
-                Ok(Self { id: PackId::new(id), ..Self::new(env, None, told.jobs) })
+                Ok(Self { id: PackId::new(id), refused: told.refused, ..Self::new(env, None, told.jobs) })
             }
             Some(v) if v.as_u64() == Some(u64::from(Self::VERSION)) => {
-                let pack: Self = serde_json::from_value(value).map_err(invalid)?;
-                if pack.jobs.is_empty() || pack.jobs.iter().any(|j| j.key.as_str().is_empty()) {
-                    return Err(Error::new(ErrorKind::Invalid, Op::Receive, excerpt(body)).with_source("a job without a key"));
+                let pack: Self = serde_json::from_value(value).map_err(|e| invalid(e.into()))?;
+                match pack.wrong(&intake.prefix) {
+                    Some(why) => Err(invalid(why.into())),
+                    None => Ok(pack),
                 }
-                let sensible = |parts: &JobParts| pack.jobs.len() == 1 && parts.first >= 1 && parts.first <= parts.last;
-                if !pack.jobs.iter().filter_map(|j| j.parts.as_ref()).all(sensible) {
-                    return Err(Error::new(ErrorKind::Invalid, Op::Receive, excerpt(body)).with_source("these are no parts of one object"));
-                }
-                Ok(pack)
             }
-            Some(v) => Err(Error::new(ErrorKind::Invalid, Op::Receive, excerpt(body))
-                .with_source(format!("message version {v} is not known to this worker (it knows {}): update the worker", Self::VERSION))),
+            Some(v) => Err(invalid(
+                format!("message version {v} is not known to this worker (it knows {}): update the worker", Self::VERSION).into(),
+            )),
         }
+    }
+
+    /// What no finder and no worker of a task with this prefix can have written.
+    fn wrong(&self, prefix: &str) -> Option<String> {
+        let sensible = |parts: &JobParts| self.jobs.len() == 1 && parts.first >= 1 && parts.first <= parts.last;
+        let counts = |Origin(pack, job): &Origin| pack.as_str().len() <= MAX_ID && *job < MAX_JOBS;
+        if self.jobs.is_empty() || self.jobs.iter().any(|j| j.key.as_str().is_empty()) {
+            return Some("a job without a key".into());
+        }
+        if !self.jobs.iter().filter_map(|j| j.parts.as_ref()).all(sensible) {
+            return Some("these are no parts of one object".into());
+        }
+        if self.id.as_str().len() > MAX_ID || self.jobs.len() > MAX_JOBS as usize {
+            return Some(format!("an id has at most {MAX_ID} characters, and a pack {MAX_JOBS} jobs"));
+        }
+        if !self.jobs.iter().filter_map(|j| j.origin.as_ref()).all(counts) {
+            return Some("a job that counts where no pack can be".into());
+        }
+        // E5: it was made for another task, or for this one with other settings.
+        let stray = self.jobs.iter().find(|j| !j.key.as_str().starts_with(prefix));
+        stray.map(|j| format!("key `{}` does not begin with the task's prefix `{prefix}`", j.key))
     }
 }
 

@@ -65,6 +65,7 @@ named! {
         SweptUpload => "an upload that nobody finishes is swept",
         GiantHandedOut => "the parts of a giant become jobs",
         GiantClosed => "a giant is completed by whoever saw its last parts in",
+        GiantClosedAgain => "a giant is completed over what was written at its destination meanwhile",
         GiantBegunAgain => "a giant is begun again, because its source changed or its upload ended",
         ClosedByAnother => "the message that closes a giant is received again",
     }

@@ -3,7 +3,7 @@
 use crate::{
     env::Env,
     error::{Error, ErrorKind, Op, Result},
-    job::{Job, Overwrite, Pack, Seen},
+    job::{Intake, Job, Overwrite, Pack, Seen},
     object::{Entry, ObjectKey},
     queue::{DeadLetter, Message, Queue},
     retry::RetryPolicy,
@@ -35,26 +35,28 @@ pub async fn wait(state: &dyn StateStore, id: &RunId, env: &dyn Env, retry: &Ret
 }
 
 /// Calls a run off: its finder stops at its next step, its jobs are acknowledged without work.
-pub async fn cancel(state: &dyn StateStore, id: &RunId, env: &dyn Env) -> Result<()> {
-    let run = state.run(id).await?;
+pub async fn cancel(state: &dyn StateStore, id: &RunId, env: &dyn Env, retry: &RetryPolicy) -> Result<()> {
+    let run = retry.run(env, || state.run(id)).await?;
     match run.state {
         RunState::Cancelled => Ok(()),
         RunState::Finished => Err(Error::new(ErrorKind::Invalid, Op::SaveState, format!("run {id}")).with_source("it is finished")),
-        from => state.move_run(id, from, RunState::Cancelled, env.now()).await,
+        from => retry.run(env, || state.move_run(id, from, RunState::Cancelled, env.now())).await,
     }
 }
 
 /// Sends dead letters again as a run of its own, with a ledger of its own; `only` picks by reason text.
 ///
-/// Messages that were never jobs (poison) stay where they are. Answers the new run, `None` when there was nothing to send.
+/// Messages that are no jobs of the task (poison, strays) stay where they are. Answers the new run, `None` when there was nothing to
+/// send.
 pub async fn redrive(
     state: &dyn StateStore,
     queue: &dyn Queue,
     only: Option<&str>,
+    intake: &Intake,
     env: &dyn Env,
     retry: &RetryPolicy,
 ) -> Result<Option<Run>> {
-    let dead = dead_jobs(queue, env, retry, |dead, _| only.is_none_or(|text| dead.reason.contains(text))).await?;
+    let dead = dead_jobs(queue, intake, env, retry, |dead, _| only.is_none_or(|text| dead.reason.contains(text))).await?;
     send_as_run(state, queue, dead, env, retry).await
 }
 
@@ -64,7 +66,7 @@ pub async fn retry_failed(
     state: &dyn StateStore,
     queue: &dyn Queue,
     run: Option<&RunId>,
-    overwrite: Overwrite,
+    intake: &Intake,
     env: &dyn Env,
     retry: &RetryPolicy,
 ) -> Result<Option<Run>> {
@@ -76,14 +78,15 @@ pub async fn retry_failed(
         query.after = Some(last.key.clone());
         failed.extend(page.into_iter().map(|r| (r.key, r.source.map_or(0, |s| s.size))));
     }
-    let mut jobs = dead_jobs(queue, env, retry, |_, jobs| jobs.iter().any(|job| failed.contains_key(&job.key))).await?;
+    let mut jobs = dead_jobs(queue, intake, env, retry, |_, jobs| jobs.iter().any(|job| failed.contains_key(&job.key))).await?;
     for job in jobs.iter().flat_map(|(_, jobs)| jobs) {
         failed.remove(&job.key);
     }
     // A new job does not know what the finder saw: where the destination may be kept, the next finder's run decides.
-    let anew = if overwrite == Overwrite::Always { failed } else { BTreeMap::new() };
+    let mut anew = if intake.overwrite == Overwrite::Always { failed } else { BTreeMap::new() };
+    anew.retain(|key, _| key.as_str().starts_with(&intake.prefix) && intake.filter.takes_key(key));
     jobs.extend(anew.into_iter().map(|(key, size)| {
-        let job = Job { size: (size > 0).then_some(size), overwrite, ..Job::copy(&Entry::new(key, size, None), Seen::Unknown) };
+        let job = Job { size: (size > 0).then_some(size), ..Job::copy(&Entry::new(key, size, None), Seen::Unknown) };
         (None, vec![job])
     }));
     send_as_run(state, queue, jobs, env, retry).await
@@ -97,6 +100,7 @@ type Again = Vec<(Option<String>, Vec<Job>)>;
 
 async fn dead_jobs(
     queue: &dyn Queue,
+    intake: &Intake,
     env: &dyn Env,
     retry: &RetryPolicy,
     mut wanted: impl FnMut(&DeadLetter, &[Job]) -> bool,
@@ -108,7 +112,10 @@ async fn dead_jobs(
         let Some(last) = page.last() else { return Ok(found) };
         after = Some(last.id.clone());
         for dead in page {
-            if let Ok(pack) = Pack::parse(&dead.body, env)
+            // What a message says besides, and nobody understands, is the reason why it lies here: its jobs are done.
+            if let Ok(pack) = Pack::read(&dead.body, intake, env)
+                && pack.refused.is_empty()
+                && !pack.jobs.is_empty()
                 && wanted(&dead, &pack.jobs)
             {
                 // The parts of an object that a queue has given up by itself: only the object's own job has a place in a ledger.

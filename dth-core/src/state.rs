@@ -19,6 +19,7 @@ use std::{
     fmt,
     ops::{Add, AddAssign, RangeInclusive},
     sync::Arc,
+    time::Duration,
 };
 
 macro_rules! id {
@@ -621,6 +622,10 @@ pub struct RecordQuery {
     pub after: Option<ObjectKey>,
 }
 
+/// For so long a store knows packs of events that nobody claims any more. A message that comes again after that is dealt with as if it
+/// were new, which costs a look.
+pub const EVENTS_KNOWN: Duration = Duration::from_secs(24 * 3600);
+
 /// The memory of one task.
 ///
 /// Each call is atomic and durable when it returns (up to the store's documented power-loss window). A call that fails
@@ -635,7 +640,8 @@ pub trait StateStore: fmt::Debug + Send + Sync + 'static {
     /// is the end.
     async fn query(&self, query: &RecordQuery, max: usize) -> Result<Vec<Record>>;
 
-    /// Takes the next epoch of a pack for this delivery. The pack is of `run`, with which it will be forgotten.
+    /// Takes the next epoch of a pack for this delivery. The pack is of `run`, with which it will be forgotten; one of no run, which
+    /// events are, may be forgotten [`EVENTS_KNOWN`] after its last claim.
     async fn claim(&self, pack: &PackId, run: Option<&RunId>, incarnation: u64, jobs: &[(ObjectKey, Option<Origin>)]) -> Result<Claim>;
 
     /// Writes records under a fence, each by its version, and counts the jobs that ended.

@@ -106,7 +106,7 @@ impl Sync {
         self
     }
 
-    /// Sets how it moves. The worker takes the finder's prefix.
+    /// Sets how it moves. Workers take the finder's prefix, filter and overwrite policy.
     pub fn with_worker(mut self, settings: WorkerSettings) -> Self {
         self.worker = settings;
         self
@@ -151,11 +151,11 @@ impl Sync {
 
     /// A worker of this task.
     pub fn worker(&self) -> Result<Worker> {
-        let settings = WorkerSettings { prefix: self.finder.prefix.clone(), ..self.worker.clone() };
         Worker::builder(Arc::clone(&self.source), Arc::clone(&self.sink), Arc::clone(&self.queue), Arc::clone(&self.state))
             .with_keys(self.keys.clone())
             .with_env(Arc::clone(&self.env))
-            .with_settings(settings)
+            .with_settings(self.worker.clone())
+            .with_selection(self.finder.clone())
             .with_events(self.events.clone())
             .with_alarms(self.alarms.clone())
             .build()
@@ -185,8 +185,20 @@ impl Sync {
             if !run.state.is_over() {
                 return Ok(run.id);
             }
+            // Nobody was there when it ended.
+            self.tell_of_end(&Report::new(run)).await;
         }
         self.finder()?.start().await
+    }
+
+    /// Waits until workers elsewhere have ended a run, or until stopped; then sweeps and tells of the end, as [`run`](Self::run) does.
+    pub async fn wait(&self, id: &RunId) -> Result<Report> {
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => {}
+            run = runs::wait(&*self.state, id, &*self.env, &self.finder.retry) => drop(run?),
+        }
+        self.conclude(id).await
     }
 
     /// Carries a run on to its end, or until it is stopped.
@@ -213,6 +225,10 @@ impl Sync {
         drain.cancel();
         scope.join_all().await;
         waited?;
+        self.conclude(id).await
+    }
+
+    async fn conclude(&self, id: &RunId) -> Result<Report> {
         let run = runs::settle(&*self.state, id, &*self.env, &self.finder.retry).await?;
         if run.is_settled()
             && let Err(error) = self.sweep(Duration::ZERO).await
@@ -225,7 +241,7 @@ impl Sync {
     }
 
     /// Tells of the end of a run; of one that goes on there is nothing to tell.
-    pub async fn tell_of_end(&self, report: &Report) {
+    async fn tell_of_end(&self, report: &Report) {
         if report.run.state == RunState::Finished {
             self.alarms.tell(Happened::RunEnded { report: Box::new(report.clone()) }).await;
         }

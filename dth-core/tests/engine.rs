@@ -3,22 +3,25 @@
 use dth_core::{
     checksum::Algorithm,
     env::SeededEnv,
-    error::{ErrorKind, Result},
+    error::{ErrorKind, Op, Result},
     finder::{Finder, FinderSettings, Overwrite},
     index::{Index, IndexCapability, ListOrder, ListPage, ListRequest},
-    job::{Job, JobParts, Pack, Seen},
+    job::{EventSettings, Intake, Job, JobParts, Pack, Seen},
     key_map::KeyMap,
     manifest::{self, Line, Spool, Verification},
     memory::{MemoryQueue, MemoryState, MemoryStore, MemoryStoreSettings},
-    object::{EtagKind, ObjectInfo, ObjectKey, VersionId},
+    object::{Entry, EtagKind, ObjectInfo, ObjectKey, VersionId},
     queue::{Message, Queue},
     retry::RetryPolicy,
     runs,
+    scope::TaskScope,
     sink::{PutOptions, Sink, UploadId},
+    source::{Read, ReadOptions, Source, SourceCapability},
     state::{Outcome, RunId, RunState, StateStore, Verified},
     sync::Sync,
     transfer::TransferSettings,
     worker::WorkerSettings,
+    wrap::chaos::{Chaos, Faults, Strike, Weather},
 };
 use proptest::prelude::*;
 use std::{
@@ -26,6 +29,7 @@ use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 fn task(source: &MemoryStore, sink: &MemoryStore) -> Sync {
@@ -321,13 +325,220 @@ async fn failed_objects_are_retried() {
     assert_eq!(dead.len(), 3);
     let (env, retry) = (SeededEnv::new(2), RetryPolicy::default());
     queue.redrive(&dead[0].id, "{}").await.unwrap();
-    let run = runs::retry_failed(&*state, &*queue, None, Overwrite::Always, &env, &retry).await.unwrap().unwrap();
+    let run = runs::retry_failed(&*state, &*queue, None, &Intake::everything(), &env, &retry).await.unwrap().unwrap();
     assert_eq!(run.totals.queued.objects, 3);
     source.insert("child", "late");
     let healed = task.run().await.unwrap();
     assert_eq!((healed.run.id.clone(), healed.run.outcomes_like("copied").objects), (run.id, 3), "{healed}");
     assert_eq!(bodies(&source), bodies(&sink));
-    assert_eq!(runs::retry_failed(&*state, &*queue, None, Overwrite::Always, &env, &retry).await.unwrap(), None);
+    assert_eq!(runs::retry_failed(&*state, &*queue, None, &Intake::everything(), &env, &retry).await.unwrap(), None);
+}
+
+/// A store that is away for ten minutes costs time, and neither objects nor the parts of a giant.
+#[tokio::test(start_paused = true)]
+async fn an_outage_of_ten_minutes_is_waited_for() {
+    let (source, sink) = (MemoryStore::default(), MemoryStore::default());
+    for n in 0..20 {
+        source.insert(format!("k{n:02}"), "body");
+    }
+    source.insert("giant", vec![7; 5000]);
+    let weather = Arc::new(Weather::new(Arc::new(SeededEnv::new(1)), Faults { before: 1000, ..Faults::default() }));
+    let away = Arc::new(Chaos::new(Arc::new(sink.clone()), Arc::clone(&weather), 1));
+    let (queue, state) = (Arc::new(MemoryQueue::new()), Arc::new(MemoryState::new()));
+    let settings = WorkerSettings { giant_threshold: 1000, giant_parts: 1, transfer: in_parts_of(1000), ..WorkerSettings::default() };
+    let make = |to: Arc<dyn Sink>| Sync::new(Arc::new(source.clone()), to).with_state(Arc::clone(&queue) as _, Arc::clone(&state) as _);
+    let run = make(Arc::new(sink.clone())).finder().unwrap().run(&CancellationToken::new()).await.unwrap();
+    let worker = make(away).with_worker(settings).worker().unwrap();
+    let mut scope = TaskScope::new();
+    scope.spawn(async move { worker.run(CancellationToken::new()).await });
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(queue.dead_letters(None, 10).await.unwrap().is_empty());
+    weather.set(Faults::default());
+    let (env, retry) = (SeededEnv::new(2), RetryPolicy::default());
+    let wait = runs::wait(&*state, &run.id, &env, &retry);
+    let run = tokio::time::timeout(Duration::from_secs(1200), wait).await.expect("it ends").unwrap();
+    assert_eq!(run.outcomes_like("copied").objects, 21);
+    assert_eq!(bodies(&source), bodies(&sink));
+}
+
+/// An object that kills whoever reads it.
+#[derive(Debug)]
+struct Deadly {
+    store: MemoryStore,
+    deaths: Arc<Notify>,
+}
+
+#[async_trait::async_trait]
+impl Index for Deadly {
+    fn name(&self) -> String {
+        "deadly".into()
+    }
+    fn index_capability(&self) -> IndexCapability {
+        self.store.index_capability()
+    }
+    async fn list(&self, request: &ListRequest) -> Result<ListPage> {
+        self.store.list(request).await
+    }
+    async fn head(&self, key: &ObjectKey, version: Option<&VersionId>) -> Result<ObjectInfo> {
+        self.store.head(key, version).await
+    }
+}
+
+#[async_trait::async_trait]
+impl Source for Deadly {
+    fn source_capability(&self) -> SourceCapability {
+        self.store.source_capability()
+    }
+    async fn read(&self, key: &ObjectKey, options: &ReadOptions) -> Result<Read> {
+        if key.as_str() == "deadly" {
+            self.deaths.notify_one();
+            return std::future::pending().await;
+        }
+        self.store.read(key, options).await
+    }
+}
+
+/// Q4: one object that kills its worker each time takes none of its neighbours along, and becomes a dead letter of its own.
+#[tokio::test(start_paused = true)]
+async fn an_object_that_kills_workers_is_given_up_alone() {
+    let (store, sink) = (MemoryStore::default(), MemoryStore::default());
+    for n in 0..40 {
+        store.insert(format!("k{n:02}"), "body");
+    }
+    store.insert("deadly", "body");
+    let deaths = Arc::new(Notify::new());
+    let source = Arc::new(Deadly { store: store.clone(), deaths: Arc::clone(&deaths) });
+    let (queue, state) = (Arc::new(MemoryQueue::new()), Arc::new(MemoryState::new()));
+    let settings = WorkerSettings { max_attempts: 2, ..WorkerSettings::default() };
+    let task = Sync::new(source, Arc::new(sink.clone())).with_state(Arc::clone(&queue) as _, Arc::clone(&state) as _).with_worker(settings);
+    let run = task.finder().unwrap().run(&CancellationToken::new()).await.unwrap();
+    let (env, retry) = (SeededEnv::new(2), RetryPolicy::default());
+    let mut wait = Box::pin(runs::wait(&*state, &run.id, &env, &retry));
+    let mut died = 0;
+    let run = loop {
+        let worker = task.worker().unwrap();
+        let mut scope = TaskScope::new();
+        scope.spawn(async move { worker.run(CancellationToken::new()).await });
+        tokio::select! {
+            run = &mut wait => break run.unwrap(),
+            () = deaths.notified() => died += 1,
+        }
+        assert!(died < 30, "it goes on killing");
+        drop(scope);
+    };
+    assert_eq!((run.outcomes_like("copied").objects, run.outcomes_like("failed").objects), (40, 1));
+    let dead = queue.dead_letters(None, 10).await.unwrap();
+    assert!(dead.len() == 1 && dead[0].body.contains("deadly") && dead[0].reason.contains("died or hung"), "{dead:?}");
+    store.remove(&"deadly".into());
+    assert_eq!(bodies(&store), bodies(&sink));
+}
+
+fn in_parts_of(bytes: u64) -> TransferSettings {
+    TransferSettings { hold_max: bytes, single_max: bytes, part_size: bytes, ..TransferSettings::default() }
+}
+
+/// The destination of a giant is written by somebody else while its parts are brought: that costs a look, and no part twice.
+#[tokio::test(start_paused = true)]
+async fn a_giant_is_completed_over_what_was_written_meanwhile() {
+    let store = || MemoryStore::new(MemoryStoreSettings { etag: EtagKind::Opaque, ..MemoryStoreSettings::default() });
+    let (source, sink) = (store(), store());
+    source.insert("giant", vec![7; 5000]);
+    let weather = Arc::new(Weather::new(Arc::new(SeededEnv::new(1)), Faults::default()));
+    weather.keep_log();
+    weather.script_op(Op::CompleteUpload, 1, Strike::Freeze);
+    let slow = Arc::new(Chaos::new(Arc::new(sink.clone()), Arc::clone(&weather), 1));
+    let (queue, state) = (Arc::new(MemoryQueue::new()), Arc::new(MemoryState::new()));
+    let settings = WorkerSettings { giant_threshold: 1000, giant_parts: 1, transfer: in_parts_of(1000), ..WorkerSettings::default() };
+    let task = Sync::new(Arc::new(source.clone()), slow).with_state(queue, state).with_worker(settings);
+    let others = async {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        sink.insert("giant", "somebody else's");
+    };
+    let (report, ()) = tokio::join!(task.run(), others);
+    let report = report.unwrap();
+    assert!(report.is_success() && report.run.outcomes_like("copied").objects == 1, "{report}");
+    assert_eq!(bodies(&source), bodies(&sink));
+    let log = weather.log();
+    let calls = |op: &str| log.iter().filter(|line| line.contains(op)).count();
+    assert_eq!((calls("PutPart"), calls("CreateUpload"), calls("CompleteUpload")), (5, 1, 2), "{log:#?}");
+}
+
+/// Does the message that lies in the queue, and leaves what comes of it there.
+async fn one_message(task: &Sync, queue: &MemoryQueue) {
+    let (worker, stop) = (task.worker().unwrap(), CancellationToken::new());
+    let drain = async {
+        while queue.depth().await.unwrap().leased == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        stop.cancel();
+    };
+    tokio::join!(worker.run(stop.clone()), drain);
+}
+
+/// A giant that jobs of two runs wait for: when the run that brings it is called off, the other one's ledger must close.
+#[tokio::test(start_paused = true)]
+async fn a_run_does_not_wait_for_one_that_was_called_off() {
+    let (source, sink) = (MemoryStore::default(), MemoryStore::default());
+    source.insert("giant", vec![1; 5000]);
+    let weather = Arc::new(Weather::new(Arc::new(SeededEnv::new(1)), Faults { latency: 1_000, ..Faults::default() }));
+    let slow = Arc::new(Chaos::new(Arc::new(source.clone()), weather, 1));
+    let (queue, state) = (Arc::new(MemoryQueue::new()), Arc::new(MemoryState::new()));
+    let settings =
+        WorkerSettings { packs: 1, giant_threshold: 1000, giant_parts: 1, transfer: in_parts_of(1000), ..WorkerSettings::default() };
+    let task = Sync::new(slow, Arc::new(sink.clone())).with_state(Arc::clone(&queue) as _, Arc::clone(&state) as _).with_worker(settings);
+    let (env, retry) = (SeededEnv::new(2), RetryPolicy::default());
+    let first = task.finder().unwrap().run(&CancellationToken::new()).await.unwrap();
+    one_message(&task, &queue).await;
+    // The first run's parts, of a version that is not any more.
+    assert_eq!(queue.depth().await.unwrap().ready, 4);
+    while let Some(part) = queue.receive(1, Duration::from_secs(9), Duration::ZERO).await.unwrap().pop() {
+        queue.ack(&part.receipt).await.unwrap();
+    }
+    source.insert("giant", vec![2; 5000]);
+    let second = task.finder().unwrap().run(&CancellationToken::new()).await.unwrap();
+    one_message(&task, &queue).await;
+    assert_eq!(queue.depth().await.unwrap().ready, 4, "the second run's parts");
+    runs::cancel(&*state, &second.id, &env, &retry).await.unwrap();
+    let worker = task.worker().unwrap();
+    let mut scope = TaskScope::new();
+    scope.spawn(async move { worker.run(CancellationToken::new()).await });
+    let wait = runs::wait(&*state, &first.id, &env, &retry);
+    let first = tokio::time::timeout(Duration::from_secs(600), wait).await.expect("its ledger closes").unwrap();
+    assert_eq!((first.state, first.outcomes_like("copied").objects), (RunState::Finished, 1));
+    assert_eq!(bodies(&source), bodies(&sink));
+}
+
+/// Dead letters of another task, or that this one was told to leave alone, do not come to life by being sent again.
+#[tokio::test(start_paused = true)]
+async fn only_jobs_of_the_task_are_redriven() {
+    let (queue, state) = (MemoryQueue::new(), MemoryState::new());
+    let (env, retry) = (SeededEnv::new(2), RetryPolicy::default());
+    let finder = FinderSettings { prefix: "photos/".into(), ..FinderSettings::default() };
+    let intake = Intake::new(&finder, &EventSettings { deletes: false, bucket: Some("ours".into()) }).unwrap();
+    let record = |bucket: &str, key: &str| {
+        format!(r#"{{"Records":[{{"eventName":"ObjectCreated:Put","s3":{{"bucket":{{"name":"{bucket}"}},"object":{{"key":"{key}"}}}}}}]}}"#)
+    };
+    let pack = |key: &str| {
+        let job = Job::copy(&Entry::new(key, 1, None), Seen::Unknown);
+        Pack::new(&env, Some(RunId::new("r")), vec![job]).to_body()
+    };
+    let strays = [
+        r#"{"key":"outside/x","event":"delete"}"#.to_owned(),
+        r#"{"key":"photos/x","event":"delete"}"#.to_owned(),
+        record("another", "photos/y"),
+        pack("outside/z"),
+    ];
+    let ours = [record("ours", "photos/a"), pack("photos/b")];
+    for body in strays.iter().chain(&ours) {
+        queue.send(&[Message { body: body.clone(), delay: Duration::ZERO }]).await.unwrap();
+        let delivery = queue.receive(1, Duration::from_secs(9), Duration::ZERO).await.unwrap().remove(0);
+        queue.dead_letter(&delivery, "why").await.unwrap();
+    }
+    let run = runs::redrive(&state, &queue, None, &intake, &env, &retry).await.unwrap().unwrap();
+    assert_eq!(run.totals.queued.objects, 2);
+    let left: Vec<String> = queue.dead_letters(None, 10).await.unwrap().into_iter().map(|letter| letter.body).collect();
+    assert_eq!(left, strays);
 }
 
 /// A queue may give the message of some parts up by itself; sent again, it is the object's, and its run ends.
@@ -344,10 +555,10 @@ async fn parts_that_the_queue_gave_up_are_redriven_as_their_object() {
     let delivery = queue.receive(1, Duration::from_secs(9), Duration::ZERO).await.unwrap().remove(0);
     queue.dead_letter(&delivery, "a hundred deliveries").await.unwrap();
     let (env, retry) = (SeededEnv::new(2), RetryPolicy::default());
-    let run = runs::redrive(&*state, &*queue, None, &env, &retry).await.unwrap().unwrap();
+    let run = runs::redrive(&*state, &*queue, None, &Intake::everything(), &env, &retry).await.unwrap().unwrap();
     let task = task(&source, &sink).with_state(queue, state.clone());
     let worker = task.worker().unwrap();
-    let mut scope = dth_core::scope::TaskScope::new();
+    let mut scope = TaskScope::new();
     scope.spawn(async move { worker.run(CancellationToken::new()).await });
     let wait = runs::wait(&*state, &run.id, &env, &retry);
     let run = tokio::time::timeout(Duration::from_secs(60), wait).await.expect("its ledger closes").unwrap();

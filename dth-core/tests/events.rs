@@ -4,13 +4,19 @@
 
 use dth_core::{
     env::{Env, SeededEnv, SystemEnv, random_below},
-    job::{EventSettings, Job, Pack},
+    error::Op,
+    filter::FilterSettings,
+    finder::{FinderSettings, Overwrite},
+    job::{EventSettings, Intake, Job, Pack},
     memory::{Change, MemoryQueue, MemoryState, MemoryStore},
     object::{ETag, ObjectKey, Sequencer},
     queue::{Message, Queue},
     scope::TaskScope,
-    state::{PackId, Record, RecordWrite, RunId, SourceVersion, StateStore, Status},
+    sink::{Body, PutOptions, Sink},
+    source::Source,
+    state::{PackId, Record, RecordWrite, RunId, SourceVersion, StateStore, Status, UploadRecord},
     worker::{Worker, WorkerSettings},
+    wrap::chaos::{Chaos, Faults, Strike, Weather},
 };
 use futures_util::FutureExt;
 use proptest::prelude::*;
@@ -39,12 +45,24 @@ impl Bench {
     fn workers(&self, number: u32) -> TaskScope {
         let mut scope = TaskScope::new();
         for _ in 0..number {
-            let settings = WorkerSettings { events: EventSettings { deletes: true, bucket: None }, packs: 8, ..WorkerSettings::default() };
             let (source, sink) = (Arc::new(self.source.clone()), Arc::new(self.sink.clone()));
-            let worker = Worker::builder(source, sink, self.queue.clone(), self.state.clone()).with_settings(settings).build().unwrap();
-            scope.spawn(async move { worker.run(CancellationToken::new()).await });
+            scope.spawn(self.worker(source, sink, FinderSettings::default()));
         }
         scope
+    }
+
+    fn worker(&self, source: Arc<dyn Source>, sink: Arc<dyn Sink>, selection: FinderSettings) -> impl Future<Output = ()> + use<> {
+        let settings = WorkerSettings { events: EventSettings { deletes: true, bucket: None }, packs: 8, ..WorkerSettings::default() };
+        let worker = Worker::builder(source, sink, self.queue.clone(), self.state.clone()).with_settings(settings);
+        let worker = worker.with_selection(selection).build().unwrap();
+        async move { worker.run(CancellationToken::new()).await }
+    }
+
+    /// Waits until nothing is left to do.
+    async fn rest(&self) {
+        while self.queue.depth().await.unwrap().pending() > 0 {
+            sleep(Duration::from_secs(1)).await;
+        }
     }
 
     /// Changes the source, and tells what an event says of it, in one of the forms.
@@ -79,9 +97,7 @@ impl Bench {
     }
 
     async fn settle(&self) {
-        while self.queue.depth().await.unwrap().pending() > 0 {
-            sleep(Duration::from_secs(1)).await;
-        }
+        self.rest().await;
         assert!(self.queue.dead_letters(None, 10).await.unwrap().is_empty());
         let bodies = |store: &MemoryStore| store.snapshot().into_iter().map(|(k, o)| (k, o.body.clone())).collect::<Vec<_>>();
         assert_eq!(bodies(&self.sink), bodies(&self.source));
@@ -165,16 +181,126 @@ async fn an_older_event_costs_no_look() {
     // Whoever looks now would find the source gone.
     bench.source.remove(&"k".into());
     bench.send(first, Duration::ZERO).await;
-    while bench.queue.depth().await.unwrap().pending() > 0 {
-        sleep(Duration::from_secs(1)).await;
-    }
+    bench.rest().await;
     let record = bench.state.records(&["k".into()]).await.unwrap().remove(0).unwrap();
     assert_eq!(record.status, Status::Done, "nobody looked");
     drop(workers);
 }
 
-/// Another job has found the same while ours was at it, and its record knows that uploads were begun for the key: ours, which
-/// replaces it to be counted, must not forget that, or they are never swept.
+/// A worker that had read the object before it was deleted writes it between the deletion's look and its request: no later event will
+/// tell of it.
+#[tokio::test(start_paused = true)]
+async fn what_is_written_while_it_is_deleted_is_deleted_too() {
+    let bench = Bench::new();
+    bench.sink.insert("k", "old");
+    let weather = Arc::new(Weather::new(Arc::new(SeededEnv::new(1)), Faults::default()));
+    weather.script_op(Op::Delete, 1, Strike::Freeze);
+    let sink = Arc::new(Chaos::new(Arc::new(bench.sink.clone()), weather, 1));
+    let mut scope = TaskScope::new();
+    scope.spawn(bench.worker(Arc::new(bench.source.clone()), sink, FinderSettings::default()));
+    bench.send(json!({"key": "k", "event": "delete"}).to_string(), Duration::ZERO).await;
+    sleep(Duration::from_secs(60)).await;
+    bench.sink.insert("k", "read before it was gone");
+    bench.settle().await;
+    let record = bench.state.records(&["k".into()]).await.unwrap().remove(0).unwrap();
+    assert_eq!(record.status, Status::Deleted);
+}
+
+/// The same by whoever was completing an upload, and died of it: its message finds the upload struck and goes.
+#[tokio::test(start_paused = true)]
+async fn what_is_completed_while_it_is_deleted_is_deleted_too() {
+    let bench = Bench::new();
+    let key: ObjectKey = "k".into();
+    let upload = bench.sink.create_upload(&key, &PutOptions::default()).await.unwrap();
+    let part = bench.sink.put_part(&key, &upload, 1, Body::Bytes(vec!["giant".into()]), None).await.unwrap();
+    let source = SourceVersion { etag: None, size: 5, version: None };
+    let mut record = Record::new(key.clone(), RunId::new("events"), Status::Started, SystemEnv.now());
+    record.uploads_since = Some(record.updated);
+    record.upload = Some(UploadRecord { id: Some(upload.clone()), source, part_size: 5, shared: None });
+    let claim = bench.state.claim(&PackId::new("other"), None, 1, &[]).await.unwrap();
+    bench.state.commit(&claim.fence, &[RecordWrite { record, ends: Vec::new() }]).await.unwrap();
+    let weather = Arc::new(Weather::new(Arc::new(SeededEnv::new(1)), Faults::default()));
+    // Between the deletion's look at the destination and its look at the source.
+    weather.script_op(Op::Head, 1, Strike::Freeze);
+    let slow = Arc::new(Chaos::new(Arc::new(bench.source.clone()), weather, 1));
+    let mut scope = TaskScope::new();
+    scope.spawn(bench.worker(slow, Arc::new(bench.sink.clone()), FinderSettings::default()));
+    bench.send(json!({"key": "k", "event": "delete"}).to_string(), Duration::ZERO).await;
+    sleep(Duration::from_secs(60)).await;
+    bench.sink.complete_upload(&key, &upload, &[part], &PutOptions::default()).await.unwrap();
+    bench.settle().await;
+}
+
+/// An event brings no more than a finder of the task would.
+#[tokio::test(start_paused = true)]
+async fn events_keep_to_the_policy_of_the_task() {
+    let small = FilterSettings { max_size: Some(3), ..FilterSettings::default() };
+    let policy = |overwrite| FinderSettings { overwrite, ..FinderSettings::default() };
+    let cases = [
+        (FinderSettings::default(), Some("old"), "new", Some("new")),
+        (policy(Overwrite::Never), Some("old"), "new", Some("old")),
+        (policy(Overwrite::Never), None, "new", Some("new")),
+        // Stores in memory take the number of a write for its time.
+        (policy(Overwrite::IfNewer), Some("old"), "new", Some("old")),
+        (policy(Overwrite::IfNewer), Some("old"), "newer", Some("newer")),
+        (policy(Overwrite::IfNewer), None, "new", Some("new")),
+        (FinderSettings { filter: small.clone(), ..FinderSettings::default() }, None, "larger", None),
+        (FinderSettings { filter: small, ..FinderSettings::default() }, None, "new", Some("new")),
+    ];
+    for (selection, there, here, expected) in cases {
+        let bench = Bench::new();
+        if here == "newer" {
+            bench.source.insert("k", "at first");
+        }
+        bench.source.insert("k", here);
+        if let Some(there) = there {
+            bench.sink.insert("k", there);
+        }
+        let mut scope = TaskScope::new();
+        let told = format!("{selection:?}");
+        scope.spawn(bench.worker(Arc::new(bench.source.clone()), Arc::new(bench.sink.clone()), selection));
+        // What it says of the size is wrong.
+        bench.send(json!({"key": "k", "size": 3}).to_string(), Duration::ZERO).await;
+        bench.rest().await;
+        assert_eq!(bench.sink.get(&"k".into()).map(|o| o.body.clone()), expected.map(bytes::Bytes::from), "{told}");
+    }
+}
+
+/// An older version of an object is removed for good, or a marker of its deletion: what is current stays.
+#[tokio::test(start_paused = true)]
+async fn the_end_of_an_older_version_deletes_nothing() {
+    let bench = Bench::new();
+    let workers = bench.workers(1);
+    bench.source.insert("k", "current");
+    bench.sink.insert("k", "current");
+    for name in ["ObjectRemoved:Delete", "ObjectRemoved:DeleteMarkerCreated", "LifecycleExpiration:Delete"] {
+        let object = json!({"key": "k", "versionId": "an-older-one", "sequencer": "00FF"});
+        let event = json!({"Records": [{"eventName": name, "s3": {"bucket": {"name": "b"}, "object": object}}]});
+        bench.send(event.to_string(), Duration::ZERO).await;
+        bench.settle().await;
+        assert!(bench.sink.get(&"k".into()).is_some(), "{name}");
+    }
+    drop(workers);
+}
+
+/// A message that says something nobody understands besides is dealt with as far as it goes, and given up with the reason.
+#[tokio::test(start_paused = true)]
+async fn the_rest_of_a_message_with_an_unknown_event_is_done() {
+    let bench = Bench::new();
+    let workers = bench.workers(1);
+    bench.source.insert("k", "bytes");
+    let record = |name: &str, key: &str| json!({"eventName": name, "s3": {"bucket": {"name": "b"}, "object": {"key": key}}});
+    let body = json!({"Records": [record("ObjectExploded:Put", "x"), record("ObjectCreated:Put", "k")]}).to_string();
+    bench.send(body.clone(), Duration::ZERO).await;
+    bench.rest().await;
+    assert!(bench.sink.get(&"k".into()).is_some());
+    let dead = bench.queue.dead_letters(None, 10).await.unwrap();
+    assert!(dead.len() == 1 && dead[0].body == body && dead[0].reason.contains("ObjectExploded"), "{dead:?}");
+    drop(workers);
+}
+
+/// Another job has found the same while ours was at it, and its record knows that uploads were begun for the key, and of an event:
+/// ours, which replaces it to be counted, must not forget that, or they are never swept, and older events are dealt with again.
 #[tokio::test(start_paused = true)]
 async fn a_record_of_the_same_fact_keeps_what_the_sweep_must_know() {
     let bench = Bench::new();
@@ -185,6 +311,7 @@ async fn a_record_of_the_same_fact_keeps_what_the_sweep_must_know() {
         let mut record = Record::new("k".into(), RunId::new("events"), Status::Done, since);
         record.source = Some(SourceVersion { etag: Some(etag.clone()), size: 5, version: None });
         (record.destination, record.uploads_since) = (Some(object.etag.clone()), Some(since));
+        record.sequencer = Sequencer::new("00AA");
         // The memory's state never waits.
         let claim = state.claim(&PackId::new("other"), None, 1, &[]).now_or_never().unwrap().unwrap();
         let write = RecordWrite { record, ends: Vec::new() };
@@ -195,29 +322,37 @@ async fn a_record_of_the_same_fact_keeps_what_the_sweep_must_know() {
     bench.settle().await;
     let record = bench.state.records(&["k".into()]).await.unwrap().remove(0).unwrap();
     assert_eq!((record.version, record.uploads_since), (2, Some(since)), "ours over theirs");
+    assert_eq!(record.sequencer, Sequencer::new("00AA"));
     drop(workers);
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Any permutation of any events, any of them any number of times.
+    /// Any permutation of any events, any of them any number of times, while the source goes on changing.
     #[test]
     fn any_order_converges(
-        changes in proptest::collection::vec((0u8..3, any::<bool>()), 1..12),
-        order in proptest::collection::vec((any::<proptest::sample::Index>(), 0u64..30), 0..30),
+        changes in proptest::collection::vec((0u8..3, any::<bool>(), 0u64..4, proptest::collection::vec(0u64..30, 1..4)), 1..14),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
             let bench = Bench::new();
-            let workers = bench.workers(2);
-            let events: Vec<String> = changes.iter().zip(1..).map(|((key, delete), n)| bench.change(n, &format!("k{key}"), *delete)).collect();
-            // What is duplicated comes before, after and between those that every event has.
-            for (event, delay) in &order {
-                bench.send(event.get(&events).clone(), Duration::from_secs(*delay)).await;
+            let env = Arc::new(SeededEnv::new(5));
+            // Answers take their time, so that changes fall between the steps of a job.
+            let weather = Arc::new(Weather::new(env, Faults { latency: 1_500, ..Faults::default() }));
+            let mut workers = TaskScope::new();
+            for actor in 0..2 {
+                let source = Arc::new(Chaos::new(Arc::new(bench.source.clone()), Arc::clone(&weather), actor));
+                let sink = Arc::new(Chaos::new(Arc::new(bench.sink.clone()), Arc::clone(&weather), actor));
+                workers.spawn(bench.worker(source, sink, FinderSettings::default()));
             }
-            for (n, event) in events.iter().enumerate().rev() {
-                bench.send(event.clone(), Duration::from_secs((n as u64 * 7) % 30)).await;
+            for ((key, delete, pause, copies), number) in changes.iter().zip(1..) {
+                let event = bench.change(number, &format!("k{key}"), *delete);
+                // None comes before its change; each comes after any of the others.
+                for delay in copies {
+                    bench.send(event.clone(), Duration::from_secs(*delay)).await;
+                }
+                sleep(Duration::from_secs(*pause)).await;
             }
             bench.settle().await;
             drop(workers);
@@ -229,8 +364,8 @@ proptest! {
 #[test]
 fn every_form_of_a_message_is_read() {
     let read = |body: &str| {
-        let settings = EventSettings { deletes: true, bucket: Some("source".into()) };
-        let pack = Pack::read(body, "", &settings, &SystemEnv).unwrap();
+        let events = EventSettings { deletes: true, bucket: Some("source".into()) };
+        let pack = Pack::read(body, &Intake { events, ..Intake::default() }, &SystemEnv).unwrap();
         let told = |job: &Job| {
             let size = job.size.map_or("?".to_owned(), |n| n.to_string());
             let etag = job.etag.as_ref().map_or("-", ETag::as_str);

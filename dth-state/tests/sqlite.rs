@@ -5,6 +5,7 @@
 use dth_core::{
     env::{Env, SystemEnv},
     error::ErrorKind,
+    job::Intake,
     memory::{MemoryStore, MemoryStoreSettings},
     object::{ETag, EtagKind, ObjectKey},
     queue::{Message, Queue},
@@ -202,8 +203,8 @@ async fn dead_letters_are_redriven_as_a_run() {
     let delivery = state.receive(1, Duration::from_secs(60), Duration::ZERO).await.unwrap().pop().unwrap();
     state.dead_letter(&delivery, "access denied").await.unwrap();
     let retry = RetryPolicy::default();
-    assert!(runs::redrive(&state, &state, Some("something else"), &SystemEnv, &retry).await.unwrap().is_none());
-    let run = runs::redrive(&state, &state, Some("denied"), &SystemEnv, &retry).await.unwrap().unwrap();
+    assert!(runs::redrive(&state, &state, Some("something else"), &Intake::everything(), &SystemEnv, &retry).await.unwrap().is_none());
+    let run = runs::redrive(&state, &state, Some("denied"), &Intake::everything(), &SystemEnv, &retry).await.unwrap().unwrap();
     assert_eq!((run.sent_jobs(), state.depth().await.unwrap().dead), (1, 0));
     let (source, sink) = (MemoryStore::default(), MemoryStore::default());
     source.insert("a", "abc");
@@ -220,7 +221,7 @@ async fn an_older_file_is_brought_up() {
     drop(file.open());
     let old = rusqlite::Connection::open(&file.0).unwrap();
     old.execute_batch(
-        "DROP INDEX pack_run; ALTER TABLE pack DROP COLUMN run;
+        "DROP INDEX pack_of_event; ALTER TABLE pack DROP COLUMN claimed; DROP INDEX pack_run; ALTER TABLE pack DROP COLUMN run;
          DROP INDEX message_visible; CREATE INDEX message_visible ON message (visible_at);
          INSERT INTO message (body, visible_at) VALUES ('kept', 0);
          PRAGMA user_version = 1;",
@@ -230,6 +231,27 @@ async fn an_older_file_is_brought_up() {
     let state = file.open();
     assert_eq!(state.depth().await.unwrap().ready, 1);
     state.claim(&PackId::new("p"), Some(&RunId::new("r")), 1, &[]).await.unwrap();
+}
+
+/// A task that lives on events stays as small as what is under way.
+#[tokio::test]
+async fn packs_of_events_are_forgotten_after_a_day() {
+    let file = File::new("events");
+    let state = file.open();
+    let claim = async |name: &str, run: Option<&RunId>| state.claim(&PackId::new(name), run, 1, &[]).await.unwrap().fence.epoch;
+    for n in 0..12 {
+        claim(&format!("event {n}"), None).await;
+    }
+    claim("of a run", Some(&RunId::new("r"))).await;
+    let database = || rusqlite::Connection::open(&file.0).unwrap();
+    let yesterday = "UPDATE pack SET claimed = claimed - 25 * 3600 * 1000 WHERE id <> 'event 3'";
+    database().execute_batch(yesterday).unwrap();
+    for _ in 0..3 {
+        claim("another", None).await;
+    }
+    let left = |sql: &str| -> i64 { database().query_row(sql, [], |row| row.get(0)).unwrap() };
+    assert_eq!(left("SELECT count(*) FROM pack"), 3, "one of a run, one of today, one that is new");
+    assert_eq!((claim("event 3", None).await, claim("of a run", Some(&RunId::new("r"))).await), (2, 2));
 }
 
 /// Retention: a run that ended goes with its packs; records, and runs that are open, stay.

@@ -269,7 +269,8 @@ impl Finder {
         self.resume(&id, stop).await
     }
 
-    /// Finds what a run has not found yet, from its cursors. `Conflict` when another finder works on the same run.
+    /// Finds what a run has not found yet, from its cursors. `Precondition` when another finder works on the same run, or when the run
+    /// was called off: nobody is told of that.
     ///
     /// Stopped, it leaves the run to be resumed.
     pub async fn resume(&self, id: &RunId, stop: &CancellationToken) -> Result<Run> {
@@ -279,6 +280,9 @@ impl Finder {
             biased;
             () = stop.cancelled() => {}
             done = work => if let Err(error) = done {
+                if (error.kind(), error.op()) == (ErrorKind::Precondition, Op::SaveState) {
+                    return Err(error);
+                }
                 inner.alarms.tell(Happened::FinderFailed { run: id.clone(), cause: error.chain() }).await;
                 return Err(error);
             },

@@ -5,7 +5,7 @@
 //! number of events end in the same state. What an event says of the object helps to plan the look, and its sequencer saves
 //! looks that a later event has made already.
 
-use super::{Action, Job, Seen, excerpt};
+use super::{Action, Intake, Job, Seen, excerpt};
 use crate::{
     checksum::hex,
     error::{Error, ErrorKind, Op, Result},
@@ -32,18 +32,28 @@ pub(super) struct Told {
     pub(super) jobs: Vec<Job>,
     /// Events that are not this task's, and why.
     pub(super) left_alone: Vec<String>,
+    /// Events beside those jobs that cannot be understood, and why.
+    pub(super) refused: Vec<String>,
     /// The text that the message is about, without what carried it.
     pub(super) text: String,
 }
 
 /// The forms, from most to least telling.
-pub(super) fn read(body: &str, value: &Value, prefix: &str, settings: &EventSettings) -> Result<Told> {
-    let reader = Reader { body, prefix, settings };
+pub(super) fn read(body: &str, value: &Value, intake: &Intake) -> Result<Told> {
+    let reader = Reader { body, intake };
     let mut told = Told { text: body.to_owned(), ..Told::default() };
     if let Some(records) = value.get("Records").and_then(Value::as_array) {
+        let mut refused = Vec::new();
         for record in records {
-            reader.record(record, &mut told)?;
+            refused.extend(reader.record(record, &mut told).err());
         }
+        if told.jobs.is_empty()
+            && let Some(first) = refused.pop()
+        {
+            return Err(first);
+        }
+        // One that nobody understands does not keep its neighbours from being done.
+        told.refused = refused.iter().map(Error::chain).collect();
     } else if value.get("detail-type").is_some() {
         reader.event_bridge(value, &mut told)?;
     } else if value.get("TopicArn").is_some() || value.get("Type").and_then(Value::as_str) == Some("Notification") {
@@ -61,8 +71,7 @@ pub(super) fn read(body: &str, value: &Value, prefix: &str, settings: &EventSett
 
 struct Reader<'a> {
     body: &'a str,
-    prefix: &'a str,
-    settings: &'a EventSettings,
+    intake: &'a Intake,
 }
 
 /// What an event was about.
@@ -175,7 +184,7 @@ impl Reader<'_> {
         if value.get("TopicArn").is_some() {
             return Err(self.invalid("a message of SNS within a message of SNS"));
         }
-        read(&message, &value, self.prefix, self.settings)
+        read(&message, &value, self.intake)
     }
 
     /// A part of an upload of the original system. Its upload is not ours to continue: the object is brought whole, once.
@@ -214,8 +223,12 @@ impl Reader<'_> {
         }
         let Minimal { key, size, sequencer, event } = self.parse(message)?;
         let mut job = Job { sequencer, ..self.job(key, size, None)? };
+        if !self.intake.filter.takes_key(&job.key) {
+            told.left_alone.push(format!("{}: filtered", job.key));
+            return Ok(());
+        }
         if event == Some(What::Delete) {
-            if !self.settings.deletes {
+            if !self.intake.events.deletes {
                 told.left_alone.push(format!("{}: deletions are not carried out", job.key));
                 return Ok(());
             }
@@ -230,11 +243,12 @@ impl Reader<'_> {
         if key.as_str().is_empty() {
             return Err(self.invalid("the key is empty"));
         }
-        if !key.as_str().starts_with(self.prefix) {
+        let Intake { prefix, overwrite, .. } = self.intake;
+        if !key.as_str().starts_with(prefix) {
             // E5: it was made for this task, and is not of it.
-            return Err(self.invalid(format!("key `{key}` does not begin with the task's prefix `{}`", self.prefix)));
+            return Err(self.invalid(format!("key `{key}` does not begin with the task's prefix `{prefix}`")));
         }
-        Ok(Job { size, ..Job::copy(&Entry::new(key, 0, etag), Seen::Unknown) })
+        Ok(Job { size, overwrite: *overwrite, ..Job::copy(&Entry::new(key, 0, etag), Seen::Unknown) })
     }
 
     /// A store's notification may be wider than the task: what is not of it is left alone.
@@ -252,16 +266,19 @@ impl Reader<'_> {
         if key.is_empty() {
             return Err(self.invalid("the key is empty"));
         }
-        let other_bucket = self.settings.bucket.as_deref().zip(bucket).is_some_and(|(ours, theirs)| ours != theirs);
+        let Intake { prefix, filter, events, .. } = self.intake;
+        let key = ObjectKey::new(key);
+        let other_bucket = events.bucket.as_deref().zip(bucket).is_some_and(|(ours, theirs)| ours != theirs);
         let why = match kind {
             _ if other_bucket => format!("{key}: an event of bucket `{}`", bucket.unwrap_or_default()),
-            _ if !key.starts_with(self.prefix) => format!("{key}: does not begin with the task's prefix `{}`", self.prefix),
+            _ if !key.as_str().starts_with(prefix) => format!("{key}: does not begin with the task's prefix `{prefix}`"),
+            _ if !filter.takes_key(&key) => format!("{key}: filtered"),
             Kind::Other => format!("{key}: `{name}` changes no bytes"),
-            Kind::Delete if !self.settings.deletes => format!("{key}: deletions are not carried out"),
+            Kind::Delete if !events.deletes => format!("{key}: deletions are not carried out"),
             Kind::Create | Kind::Delete => {
                 let etag = etag.filter(|e| !e.is_empty()).map(ETag::new);
                 let action = if matches!(kind, Kind::Delete) { Action::Delete } else { Action::Copy };
-                told.jobs.push(Job { action, sequencer, ..self.job(key.into(), size, etag)? });
+                told.jobs.push(Job { action, sequencer, ..self.job(key, size, etag)? });
                 return Ok(());
             }
         };
@@ -302,15 +319,22 @@ fn decode(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::Pack, *};
-    use crate::env::SystemEnv;
+    use super::{
+        super::{Overwrite, Pack},
+        *,
+    };
+    use crate::{env::SystemEnv, filter::FilterSettings, finder::FinderSettings};
     use proptest::prelude::*;
     use serde_json::json;
 
     const ALL: EventSettings = EventSettings { deletes: true, bucket: None };
 
+    fn intake(prefix: &str, settings: &EventSettings) -> Intake {
+        Intake { prefix: prefix.into(), events: settings.clone(), ..Intake::default() }
+    }
+
     fn jobs(body: &Value, settings: &EventSettings) -> Result<Vec<Job>> {
-        Pack::read(&body.to_string(), "photos/", settings, &SystemEnv).map(|pack| pack.jobs)
+        Pack::read(&body.to_string(), &intake("photos/", settings), &SystemEnv).map(|pack| pack.jobs)
     }
 
     /// As in Amazon's documentation of the message structure.
@@ -374,7 +398,7 @@ mod tests {
             "Subject": "Amazon S3 Notification", "Message": inner.to_string(), "Timestamp": "2012-05-02T00:54:06.655Z",
         });
         assert_eq!(jobs(&wrapped, &ALL).unwrap(), jobs(&inner, &ALL).unwrap());
-        let pack = |value: &Value| Pack::read(&value.to_string(), "", &ALL, &SystemEnv).unwrap();
+        let pack = |value: &Value| Pack::read(&value.to_string(), &intake("", &ALL), &SystemEnv).unwrap();
         assert_eq!(pack(&wrapped).id, pack(&inner).id, "the same event by two ways is one");
         let test = json!({"Service": "Amazon S3", "Event": "s3:TestEvent", "Time": "2014-10-13T15:57:02.089Z", "Bucket": "bucketname", "RequestId": "5582815E1AEA5ADF", "HostId": "8cLeGAmw"});
         assert!(jobs(&test, &ALL).unwrap().is_empty());
@@ -387,7 +411,7 @@ mod tests {
     #[test]
     fn parts_of_the_original_are_read() {
         let part = |number: u32| json!({"objectKey": "photos/big", "partNumber": number, "totalPartsCount": 3, "uploadID": "u", "bodyRange": "bytes=0-5242879"});
-        let packs: Vec<Pack> = [1, 2].map(|n| Pack::read(&part(n).to_string(), "", &ALL, &SystemEnv).unwrap()).into();
+        let packs: Vec<Pack> = [1, 2].map(|n| Pack::read(&part(n).to_string(), &intake("", &ALL), &SystemEnv).unwrap()).into();
         assert_ne!(packs[0].id, packs[1].id, "two messages");
         assert_eq!(packs[0].origin(0), packs[1].origin(0), "one job");
         assert!(packs[0].origin(0).is_some());
@@ -412,6 +436,36 @@ mod tests {
             let error = jobs(&body, &ALL).unwrap_err();
             assert!(error.kind() == ErrorKind::Invalid && error.chain().contains(reason), "{body}: {}", error.chain());
         }
+    }
+
+    /// Those that can be understood are done; the message is given up with the reason all the same.
+    #[test]
+    fn one_that_is_not_understood_does_not_keep_the_others_back() {
+        let body = json!({"Records": [
+            record("ObjectCreated:Put", "photos/a", "1"),
+            record("ObjectExploded:Put", "photos/b", "1"),
+            record("ObjectTagging:Put", "photos/c", "1"),
+        ]});
+        let pack = Pack::read(&body.to_string(), &intake("photos/", &ALL), &SystemEnv).unwrap();
+        assert_eq!(pack.jobs.iter().map(|j| j.key.as_str()).collect::<Vec<_>>(), ["photos/a"]);
+        assert!(pack.refused.len() == 1 && pack.refused[0].contains("ObjectExploded"), "{:?}", pack.refused);
+    }
+
+    /// What a finder of the task would leave alone, an event does not bring.
+    #[test]
+    fn events_keep_to_what_the_task_selects() {
+        let filter = FilterSettings { exclude: vec!["**/tmp/*".into()], ..FilterSettings::default() };
+        let finder = FinderSettings { prefix: "photos/".into(), filter, overwrite: Overwrite::Never, ..FinderSettings::default() };
+        let intake = Intake::new(&finder, &ALL).unwrap();
+        let body = json!({"Records": [
+            record("ObjectCreated:Put", "photos/tmp/a", "1"),
+            record("ObjectRemoved:Delete", "photos/tmp/b", "1"),
+            record("ObjectCreated:Put", "photos/c", "1"),
+        ]});
+        let read = |body: &Value| Pack::read(&body.to_string(), &intake, &SystemEnv).unwrap().jobs;
+        let found = read(&body);
+        assert_eq!((found.len(), found[0].key.as_str(), found[0].overwrite), (1, "photos/c", Overwrite::Never));
+        assert!(read(&json!({"key": "photos/tmp/x"})).is_empty());
     }
 
     #[test]

@@ -6,17 +6,18 @@ use crate::{
     proof::{Bug, wrong},
     sink::{Part, UploadId},
     state::{
-        Advance, Claim, Committed, Fence, JobEnd, Origin, OutboxPack, PackId, Record, RecordQuery, RecordWrite, Run, RunId, RunState,
-        Shard, StateStore, Status, Tally, WriteResult,
+        Advance, Claim, Committed, EVENTS_KNOWN, Fence, JobEnd, Origin, OutboxPack, PackId, Record, RecordQuery, RecordWrite, Run, RunId,
+        RunState, Shard, StateStore, Status, Tally, WriteResult,
     },
 };
 use async_trait::async_trait;
 use jiff::Timestamp;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     ops::{Bound, RangeInclusive},
     sync::{Mutex, MutexGuard},
 };
+use tokio::time::Instant;
 
 /// State that lives as long as the process.
 #[derive(Debug, Default)]
@@ -29,6 +30,8 @@ pub struct MemoryState {
 struct State {
     records: BTreeMap<ObjectKey, Record>,
     packs: BTreeMap<PackId, Pack>,
+    /// Claims of packs without a run, in their order.
+    events: VecDeque<(Instant, PackId)>,
     parts: BTreeMap<UploadId, BTreeMap<u32, Part>>,
     runs: BTreeMap<RunId, RunRow>,
 }
@@ -39,6 +42,7 @@ struct Pack {
     incarnation: u64,
     epoch: u64,
     ended: BTreeSet<u32>,
+    claimed: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -66,6 +70,18 @@ impl MemoryState {
 }
 
 impl State {
+    /// Forgets packs of events that nobody has claimed for long.
+    fn forget_events(&mut self, now: Instant) {
+        while let Some((claimed, pack)) = self.events.front()
+            && now.duration_since(*claimed) > EVENTS_KNOWN
+        {
+            if self.packs.get(pack).is_some_and(|p| p.claimed == Some(*claimed)) {
+                self.packs.remove(pack);
+            }
+            self.events.pop_front();
+        }
+    }
+
     fn row(&mut self, run: &RunId, op: Op) -> Result<&mut RunRow> {
         self.runs.get_mut(run).ok_or_else(|| no_run(run, op))
     }
@@ -111,15 +127,21 @@ impl StateStore for MemoryState {
 
     async fn claim(&self, pack: &PackId, run: Option<&RunId>, incarnation: u64, jobs: &[(ObjectKey, Option<Origin>)]) -> Result<Claim> {
         let mut state = self.lock();
+        let now = Instant::now();
         let row = state.packs.entry(pack.clone()).or_default();
         if row.epoch == 0 {
             row.incarnation = incarnation;
             row.run = run.cloned();
         }
+        row.claimed = Some(now);
         if row.epoch == 0 || !wrong(Bug::NoClaim) {
             row.epoch += 1;
         }
         let fence = Fence { pack: pack.clone(), incarnation: row.incarnation, epoch: row.epoch };
+        if run.is_none() {
+            state.events.push_back((now, pack.clone()));
+            state.forget_events(now);
+        }
         let ended = jobs.iter().map(|(_, origin)| state.has_ended(origin.as_ref())).collect();
         let records = jobs.iter().map(|(key, _)| state.records.get(key).cloned()).collect();
         Ok(Claim { fence, ended, records })
@@ -269,5 +291,30 @@ impl StateStore for MemoryState {
         let State { packs, runs, .. } = &mut *state;
         packs.retain(|_, pack| pack.run.as_ref().is_none_or(|run| runs.contains_key(run)));
         Ok((before - state.runs.len()) as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    /// A task that lives on events stays as small as what is under way.
+    #[tokio::test(start_paused = true)]
+    async fn packs_of_events_are_forgotten_after_a_day() {
+        let state = MemoryState::new();
+        let claim = async |name: &str, run: Option<&RunId>| state.claim(&PackId::new(name), run, 1, &[]).await.unwrap().fence.epoch;
+        for n in 0..100 {
+            claim(&format!("event {n}"), None).await;
+        }
+        claim("of a run", Some(&RunId::new("r"))).await;
+        tokio::time::advance(EVENTS_KNOWN - Duration::from_secs(60)).await;
+        assert_eq!(claim("event 7", None).await, 2);
+        tokio::time::advance(Duration::from_secs(120)).await;
+        assert_eq!(
+            (claim("event 7", None).await, claim("event 8", None).await, claim("of a run", Some(&RunId::new("r"))).await),
+            (3, 1, 2)
+        );
+        assert_eq!(state.lock().packs.len(), 3);
     }
 }

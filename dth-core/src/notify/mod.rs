@@ -66,6 +66,8 @@ pub enum Happened {
         /// What it did.
         report: Box<Report>,
     },
+    /// Nothing: somebody wanted to know whether notices arrive.
+    Test,
 }
 
 /// One job that was given up.
@@ -121,6 +123,7 @@ impl Notice {
                 };
                 (format!("run {} {how}", report.run.id), report.to_string())
             }
+            Happened::Test => ("this is a test".to_owned(), "Nothing has happened: notices of this task arrive here.".to_owned()),
         };
         let subject = format!("{task}: {what}");
         Self { version: NOTICE_VERSION, task: task.to_owned(), at, text: format!("{subject}\n\n{rest}"), subject, happened }
@@ -206,11 +209,23 @@ impl Alarms {
         self
     }
 
-    /// Tells everybody. What cannot be sent is logged: nothing else is to be done about it.
-    pub async fn tell(&self, happened: Happened) {
-        let Some(inner) = &self.inner else { return };
+    /// Tells everybody; whether anybody took it. What cannot be sent is logged.
+    pub async fn tell(&self, happened: Happened) -> bool {
+        let Some(inner) = &self.inner else { return true };
         let notice = Notice::new(&inner.task, inner.env.now(), happened);
-        futures_util::future::join_all(inner.notifiers.iter().map(|notifier| inner.send(&**notifier, &notice))).await;
+        let sent = inner.notifiers.iter().map(|notifier| inner.send(&**notifier, &notice));
+        futures_util::future::join_all(sent).await.contains(&true)
+    }
+
+    /// Sends a test to each notifier, once; answers how each of them, by its debug form, took it.
+    pub async fn test(&self) -> Vec<(String, Result<()>)> {
+        let Some(inner) = &self.inner else { return Vec::new() };
+        let notice = Notice::new(&inner.task, inner.env.now(), Happened::Test);
+        let mut told = Vec::new();
+        for notifier in &inner.notifiers {
+            told.push((format!("{notifier:?}"), Inner::attempt(&**notifier, &notice).await));
+        }
+        told
     }
 
     /// Remembers a dead letter for the next notice.
@@ -239,7 +254,7 @@ impl Alarms {
         }
     }
 
-    /// Tells of the dead letters gathered so far. Dropped in the middle, it leaves them to the next call.
+    /// Tells of the dead letters gathered so far. Dropped in the middle, or when nobody takes it, it leaves them to the next call.
     pub(crate) async fn flush(&self) {
         let Some(inner) = &self.inner else { return };
         let _turn = inner.turn.lock().await;
@@ -252,9 +267,13 @@ impl Alarms {
         }
         let told = samples.len();
         samples.truncate(SAMPLES);
-        self.tell(Happened::DeadLetters { count, samples }).await;
+        let taken = self.tell(Happened::DeadLetters { count, samples }).await;
         let mut gathered = inner.gathered();
         gathered.told = Some(Instant::now());
+        if !taken {
+            inner.more.notify_one();
+            return;
+        }
         gathered.count -= count;
         gathered.samples.drain(..told);
     }
@@ -265,16 +284,19 @@ impl Inner {
         self.gathered.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    async fn send(&self, notifier: &dyn Notifier, notice: &Notice) {
-        let attempt = || async {
-            match tokio::time::timeout(PATIENCE, notifier.notify(notice)).await {
-                Ok(sent) => sent,
-                Err(_) => Err(unsent("no answer in time")),
-            }
-        };
-        if let Err(error) = RETRY.run(&*self.env, attempt).await {
+    async fn attempt(notifier: &dyn Notifier, notice: &Notice) -> Result<()> {
+        match tokio::time::timeout(PATIENCE, notifier.notify(notice)).await {
+            Ok(sent) => sent,
+            Err(_) => Err(unsent("no answer in time")),
+        }
+    }
+
+    async fn send(&self, notifier: &dyn Notifier, notice: &Notice) -> bool {
+        let sent = RETRY.run(&*self.env, || Self::attempt(notifier, notice)).await;
+        if let Err(error) = &sent {
             tracing::error!(?notifier, subject = notice.subject, error = %error.chain(), "a notice could not be sent");
         }
+        sent.is_ok()
     }
 }
 
@@ -337,6 +359,63 @@ mod tests {
             .collect();
         assert_eq!((counts.len(), counts[0], counts.iter().sum::<u64>()), (2, 1, 5000), "{counts:?}");
         assert!(notices[1].text.contains("k1: denied") && notices[1].text.contains("more"), "{}", notices[1].text);
+    }
+
+    /// Whoever is told is away for a while: what happened meanwhile is in a later notice.
+    #[tokio::test(start_paused = true)]
+    async fn dead_letters_that_nobody_could_be_told_of_are_told_later() {
+        let told = Arc::new(Told { failures: Mutex::new(RETRY.tries), ..Told::default() });
+        let alarms = Alarms::new("photos", vec![told.clone()]);
+        let watch = alarms.clone();
+        let mut scope = crate::scope::TaskScope::new();
+        scope.spawn(async move { watch.watch().await });
+        alarms.dead_letter(None, "denied");
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert!(told.notices.lock().unwrap().is_empty());
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        let notices = told.notices.lock().unwrap().clone();
+        assert!(matches!(&notices[..], [Notice { happened: Happened::DeadLetters { count: 1, .. }, .. }]), "{notices:?}");
+    }
+
+    /// What is written to the log, for those who watch it.
+    #[tokio::test]
+    async fn notices_are_written_to_the_log() {
+        let (log, written) = (Arc::new(Mutex::new(String::new())), Arc::new(LogNotifier));
+        let _guard = tracing::subscriber::set_default(Keeper(Arc::clone(&log)));
+        let alarms = Alarms::new("photos", vec![written]);
+        alarms.tell(Happened::FinderFailed { run: RunId::new("r"), cause: "no such bucket".into() }).await;
+        alarms.tell(Happened::RunEnded { report: Box::new(Report::new(Run::new(RunId::new("r2"), SystemEnv.now()))) }).await;
+        let log = log.lock().unwrap().clone();
+        for text in ["ERROR", "photos: the finder failed", "no such bucket", "run r2"] {
+            assert!(log.contains(text), "{text} in {log}");
+        }
+    }
+
+    /// Keeps the texts of events.
+    struct Keeper(Arc<Mutex<String>>);
+
+    impl tracing::Subscriber for Keeper {
+        fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+            true
+        }
+        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+            tracing::span::Id::from_u64(1)
+        }
+        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+        fn event(&self, event: &tracing::Event<'_>) {
+            struct Text<'a>(&'a mut String);
+            impl tracing::field::Visit for Text<'_> {
+                fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn fmt::Debug) {
+                    self.0.push_str(&format!("{field}={value:?} "));
+                }
+            }
+            let mut log = self.0.lock().unwrap();
+            log.push_str(&format!("{} ", event.metadata().level()));
+            event.record(&mut Text(&mut log));
+        }
+        fn enter(&self, _: &tracing::span::Id) {}
+        fn exit(&self, _: &tracing::span::Id) {}
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@ use crate::{
     error::{Error, ErrorKind, Op, Result},
     events::Events,
     report::Report,
+    retry::RetryPolicy,
     runs,
     scope::TaskScope,
     state::{Run, RunId, StateStore},
@@ -25,6 +26,7 @@ pub struct RunHandle {
     id: RunId,
     state: Arc<dyn StateStore>,
     env: SharedEnv,
+    retry: RetryPolicy,
     events: Events,
     wish: watch::Sender<Wish>,
     /// Whether nothing is being worked on.
@@ -39,7 +41,7 @@ impl RunHandle {
         let (wish, wishes) = watch::channel(Wish::Go);
         let (idling, idle) = watch::channel(false);
         let (done, report) = oneshot::channel();
-        let (state, env, events) = (Arc::clone(&task.state), Arc::clone(&task.env), task.events.clone());
+        let (state, env, events, retry) = (Arc::clone(&task.state), Arc::clone(&task.env), task.events.clone(), task.finder.retry);
         let mut tasks = TaskScope::new();
         let run = id.clone();
         tasks.spawn(async move {
@@ -47,7 +49,7 @@ impl RunHandle {
             let _ = idling.send(true);
             let _ = done.send(report);
         });
-        Ok(Self { id, state, env, events, wish, idle, report, _tasks: tasks })
+        Ok(Self { id, state, env, retry, events, wish, idle, report, _tasks: tasks })
     }
 
     /// The run.
@@ -80,7 +82,7 @@ impl RunHandle {
 
     /// Calls the run off: its jobs are acknowledged without work. What was copied stays. `Invalid` when it is finished.
     pub async fn cancel(&self) -> Result<()> {
-        runs::cancel(&*self.state, &self.id, &*self.env).await?;
+        runs::cancel(&*self.state, &self.id, &*self.env, &self.retry).await?;
         self.resume();
         Ok(())
     }

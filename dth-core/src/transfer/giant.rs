@@ -16,7 +16,7 @@ use super::{
     multipart::{From, Layout, fits, parts_etag},
 };
 use crate::{
-    error::{ErrorKind, Op, Result},
+    error::{Error, ErrorKind, Op, Result},
     job::{Job, JobParts, Overwrite},
     object::{ETag, Entry, ObjectInfo, ObjectKey},
     plan::parts::PartPlan,
@@ -34,6 +34,9 @@ pub(crate) struct Giants {
     /// Parts of one job.
     pub(crate) parts_a_job: u32,
 }
+
+/// Tries to complete an upload whose destination or parts change under it.
+const CLOSINGS: u32 = 4;
 
 impl Transfer {
     /// Does the job of some parts, which came in this message.
@@ -58,20 +61,8 @@ impl Transfer {
         let known = journal.parts(&parts.upload, mine.clone(), &retry, &self.env).await?;
         let have: BTreeMap<_, _> = known.into_iter().filter(|p| fits(p, &layout)).map(|p| (p.number, p)).collect();
         let from = From::nothing_yet();
-        match self.fill(job, &key, &info, &layout, &parts.upload, mine.clone(), have, &from, journal).await {
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::Precondition => {
-                reached(Branch::SourceChanged);
-                return self.begin_again(&key, parts, message, None, journal).await;
-            }
-            Err(error) if error.kind() == ErrorKind::NotFound && error.op() == Op::Read => {
-                return self.end_without(job, &key, parts, Outcome::Cancelled, journal).await;
-            }
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                reached(Branch::UploadEnded);
-                return self.begin_again(&key, parts, message, None, journal).await;
-            }
-            Err(error) => return Err(error),
+        if let Err(error) = self.fill(job, &key, &info, &layout, &parts.upload, mine.clone(), have, &from, journal).await {
+            return self.not_brought(job, &key, parts, message, error, journal).await;
         }
         let saved: Vec<u32> = mine.collect();
         if !journal.parts_complete(&parts.upload, &saved, plan.count(), &retry, &self.env).await? {
@@ -108,46 +99,95 @@ impl Transfer {
             shared.closer = Some(message.clone());
             journal.save(record, &retry, &self.env).await?;
         }
-        let all = journal.parts(&parts.upload, 1..=layout.plan.count(), &retry, &self.env).await?;
-        let all: Vec<_> = all.into_iter().filter(|p| fits(p, layout)).map(|p| (p.clone(), p.checksum)).collect();
-        if all.len() != layout.plan.count() as usize {
+        let count = layout.plan.count();
+        let known = journal.parts(&parts.upload, 1..=count, &retry, &self.env).await?;
+        let mut all: Vec<_> = known.into_iter().filter(|p| fits(p, layout)).map(|p| (p.clone(), p.checksum)).collect();
+        if all.len() != count as usize {
             return self.begin_again(key, parts, message, None, journal).await;
         }
-        let info = match retry.run(&*self.env, || self.source.head(&job.key, None)).await {
-            Ok(info) => info,
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                self.confirm_gone(&job.key, &error).await?;
-                return self.end_without(job, key, parts, Outcome::Cancelled, journal).await;
+        let mut listed = job.destination.condition();
+        for closing in 1..=CLOSINGS {
+            // Before the look at the source: what is written between the two may be newer, and is not replaced.
+            let held = match listed.take() {
+                Some(condition) => condition,
+                None => {
+                    let found = self.look(key).await?;
+                    if let Some(found) = found.as_ref().filter(|_| job.overwrite != Overwrite::Always)
+                        && let Some(reason) = self.kept(job, found).await?
+                    {
+                        return self.end_without(job, key, parts, Outcome::Skipped(reason), journal).await;
+                    }
+                    Condition::still(found.as_ref().and_then(|i| i.entry.etag.as_ref()))
+                }
+            };
+            let info = match retry.run(&*self.env, || self.source.head(&job.key, None)).await {
+                Ok(info) => info,
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    self.confirm_gone(&job.key, &error).await?;
+                    return self.end_without(job, key, parts, Outcome::Cancelled, journal).await;
+                }
+                Err(error) => return Err(error),
+            };
+            if journal.record().source.as_ref() != Some(&SourceVersion::of(&info.entry)) {
+                reached(Branch::SourceChanged);
+                return self.begin_again(key, parts, message, None, journal).await;
             }
-            Err(error) => return Err(error),
-        };
-        if journal.record().source.as_ref() != Some(&SourceVersion::of(&info.entry)) {
-            reached(Branch::SourceChanged);
-            return self.begin_again(key, parts, message, None, journal).await;
+            let options = self.put_options(&info, journal, true).await?;
+            let (expected, verified) = match self.judge_parts(&info, layout, &all) {
+                Ok(judged) => judged,
+                Err(_) => {
+                    let made = parts_etag(layout, &all).unwrap_or_else(|| ETag::new("none"));
+                    return self.begin_again(key, parts, message, Some(made), journal).await;
+                }
+            };
+            let to_complete = all.iter().map(|(part, _)| part.clone()).collect();
+            match self.finish(key, &info, &parts.upload, to_complete, options, &held, expected, verified, journal).await? {
+                Attempt::Ended(ended) => {
+                    reached(Branch::GiantClosed);
+                    return Ok(Work::Ended(ended));
+                }
+                Attempt::Changed if job.overwrite != Overwrite::Always && self.look(key).await?.is_some() => {
+                    let reason = if job.overwrite == Overwrite::Never { SkipReason::Exists } else { SkipReason::Newer };
+                    return self.end_without(job, key, parts, Outcome::Skipped(reason), journal).await;
+                }
+                _ if closing == CLOSINGS => {}
+                // Somebody wrote the destination since it was listed, or brought a part once more under another etag. While the
+                // upload lives, that costs a look and that part, not all of them.
+                _ => {
+                    let Some(have) = self.resumable(key, &parts.upload, layout, journal).await? else { break };
+                    reached(Branch::GiantClosedAgain);
+                    let from = From::nothing_yet();
+                    all = match self.fill(job, key, &info, layout, &parts.upload, 1..=count, have, &from, journal).await {
+                        Ok(all) => all,
+                        Err(error) => return self.not_brought(job, key, parts, message, error, journal).await,
+                    };
+                }
+            }
         }
-        let options = self.put_options(&info, journal, true).await?;
-        let (expected, verified) = match self.judge_parts(&info, layout, &all) {
-            Ok(judged) => judged,
-            Err(_) => {
-                let made = parts_etag(layout, &all).unwrap_or_else(|| ETag::new("none"));
-                return self.begin_again(key, parts, message, Some(made), journal).await;
+        self.begin_again(key, parts, message, None, journal).await
+    }
+
+    /// Parts of a giant could not be brought in: what that means for the object.
+    async fn not_brought(
+        &self,
+        job: &Job,
+        key: &ObjectKey,
+        parts: &JobParts,
+        message: &PackId,
+        error: Error,
+        journal: &mut Journal<'_>,
+    ) -> Result<Work> {
+        match error.kind() {
+            ErrorKind::Precondition => {
+                reached(Branch::SourceChanged);
+                self.begin_again(key, parts, message, None, journal).await
             }
-        };
-        let held = match job.destination.condition() {
-            Some(condition) => condition,
-            None => Condition::still(self.look(key).await?.as_ref().and_then(|i| i.entry.etag.as_ref())),
-        };
-        let all = all.into_iter().map(|(part, _)| part).collect();
-        match self.finish(key, &info, &parts.upload, all, options, &held, expected, verified, journal).await? {
-            Attempt::Ended(ended) => {
-                reached(Branch::GiantClosed);
-                Ok(Work::Ended(ended))
+            ErrorKind::NotFound if error.op() == Op::Read => self.end_without(job, key, parts, Outcome::Cancelled, journal).await,
+            ErrorKind::NotFound => {
+                reached(Branch::UploadEnded);
+                self.begin_again(key, parts, message, None, journal).await
             }
-            Attempt::Changed if job.overwrite != Overwrite::Always && self.look(key).await?.is_some() => {
-                let reason = if job.overwrite == Overwrite::Never { SkipReason::Exists } else { SkipReason::Newer };
-                self.end_without(job, key, parts, Outcome::Skipped(reason), journal).await
-            }
-            Attempt::Changed | Attempt::HandedOut(_) => self.begin_again(key, parts, message, None, journal).await,
+            _ => Err(error),
         }
     }
 

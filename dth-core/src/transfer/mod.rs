@@ -18,6 +18,7 @@ pub use journal::{Journal, Tenure};
 use crate::{
     env::SharedEnv,
     error::{Error, ErrorKind, Op, Result},
+    filter::Filter,
     index::ListRequest,
     job::{Action, Job, JobParts, Overwrite, Seen},
     key_map::KeyMap,
@@ -177,6 +178,18 @@ impl Transfer {
         self.budget.in_flight()
     }
 
+    /// Whether the filter takes what the source holds under this key now; what it does not hold is not for a filter.
+    pub(crate) async fn takes(&self, filter: &Filter, key: &ObjectKey) -> Result<bool> {
+        if !filter.asks_for_more_than_keys() {
+            return Ok(true);
+        }
+        match self.settings.retry.run(&*self.env, || self.source.head(key, None)).await {
+            Ok(info) => Ok(filter.takes(&info.entry)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Does one job to its end. An error leaves nothing visible that was not whole; the job may be tried again.
     ///
     /// Dropping it at any await is safe: what was published is whole, and an upload under way is in the journal.
@@ -222,7 +235,16 @@ impl Transfer {
         loop {
             let held = match &condition {
                 Some(condition) => condition.clone(),
-                None => Condition::still(self.look(key).await?.as_ref().and_then(|i| i.entry.etag.as_ref())),
+                None => {
+                    let found = self.look(key).await?;
+                    if let Some(found) = found.as_ref().filter(|_| job.overwrite != Overwrite::Always)
+                        && let Some(reason) = self.kept(job, found).await?
+                    {
+                        self.drop_upload(job, journal).await?;
+                        return Ok(Work::Ended(Box::new(self.skipped(journal, reason, job.size.unwrap_or(0)))));
+                    }
+                    Condition::still(found.as_ref().and_then(|i| i.entry.etag.as_ref()))
+                }
             };
             match self.attempt(job, key, &held, journal).await {
                 Ok(Attempt::Ended(ended)) => return Ok(Work::Ended(ended)),
@@ -251,6 +273,22 @@ impl Transfer {
                     tokio::time::sleep(pause).await;
                 }
             }
+        }
+    }
+
+    /// Why the destination's object is to stay, by the policy of a job whose finder did not see it.
+    async fn kept(&self, job: &Job, found: &ObjectInfo) -> Result<Option<SkipReason>> {
+        if job.overwrite == Overwrite::Never {
+            return Ok(Some(SkipReason::Exists));
+        }
+        match self.settings.retry.run(&*self.env, || self.source.head(&job.key, None)).await {
+            Ok(info) => {
+                let newer = matches!((info.entry.modified, found.entry.modified), (Some(s), Some(d)) if s > d);
+                Ok((!newer).then_some(SkipReason::Newer))
+            }
+            // The read decides what it means.
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
@@ -536,45 +574,62 @@ impl Transfer {
     async fn delete(&self, job: &Job, key: &ObjectKey, journal: &mut Journal<'_>) -> Result<Work> {
         let retry = self.settings.retry;
         let by_event = job.destination == Seen::Unknown;
-        // Before the look at the source: what is written between the two is not what is deleted.
-        let seen = match job.destination.condition() {
-            Some(condition) => condition,
-            None => match self.look(key).await? {
-                None => Condition::Absent,
-                Some(found) => found.entry.etag.map_or(Condition::None, Condition::Match),
-            },
-        };
-        // I5: never delete what the source holds.
-        match retry.run(&*self.env, || self.source.head(&job.key, None)).await {
-            _ if wrong(Bug::DeleteUnseen) => {}
-            Ok(info) => {
-                reached(Branch::DeleteRefused);
-                // An event is a hint to look. And where an earlier delivery has thrown the upload away that jobs wait for, it is for
-                // us now to bring the object.
-                if by_event || (journal.record().upload.is_none() && !journal.record().waiting.is_empty()) {
-                    return self.copy(&held_now(job, &info.entry), key, journal).await;
+        let mut starts = 0;
+        let outcome = loop {
+            // Before the look at the source: what is written between the two is not what is deleted.
+            let seen = match job.destination.condition() {
+                Some(condition) => condition,
+                None => match self.look(key).await? {
+                    None => Condition::Absent,
+                    Some(found) => found.entry.etag.map_or(Condition::None, Condition::Match),
+                },
+            };
+            // I5: never delete what the source holds.
+            match retry.run(&*self.env, || self.source.head(&job.key, None)).await {
+                _ if wrong(Bug::DeleteUnseen) => {}
+                Ok(info) => {
+                    reached(Branch::DeleteRefused);
+                    // An event is a hint to look. And where an earlier delivery has thrown the upload away that jobs wait for, it is
+                    // for us now to bring the object.
+                    if by_event || (journal.record().upload.is_none() && !journal.record().waiting.is_empty()) {
+                        return self.copy(&held_now(job, &info.entry), key, journal).await;
+                    }
+                    return Ok(Work::Ended(Box::new(self.skipped(journal, SkipReason::SourceExists, info.entry.size.unwrap_or(0)))));
                 }
-                return Ok(Work::Ended(Box::new(self.skipped(journal, SkipReason::SourceExists, info.entry.size.unwrap_or(0)))));
+                Err(error) if error.kind() == ErrorKind::NotFound => self.confirm_gone(&job.key, &error).await?,
+                Err(error) => return Err(error),
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => self.confirm_gone(&job.key, &error).await?,
-            Err(error) => return Err(error),
-        }
-        self.drop_upload(job, journal).await?;
-        let conditional = self.sink.sink_capability().conditions.delete && !wrong(Bug::UnconditionalDelete);
-        let condition = if conditional { seen.clone() } else { Condition::None };
-        let deleted = match &seen {
-            Condition::Absent => Ok(()),
-            _ => retry.run(&*self.env, || self.sink.delete(key, &condition)).await,
-        };
-        let outcome = match deleted {
-            Ok(()) => Outcome::Deleted,
-            // Somebody wrote it since it was listed: a later run looks again.
-            Err(error) if error.kind() == ErrorKind::Precondition => {
-                reached(Branch::DeleteConflict);
-                Outcome::Skipped(SkipReason::Newer)
+            if by_event && journal.record().upload.is_some() {
+                // Whoever was completing it may have done so since the look, and have died: from here on nobody can.
+                self.drop_upload(job, journal).await?;
+                continue;
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => Outcome::Deleted,
-            Err(error) => return Err(error),
+            self.drop_upload(job, journal).await?;
+            let conditional = self.sink.sink_capability().conditions.delete && !wrong(Bug::UnconditionalDelete);
+            let condition = if conditional { seen.clone() } else { Condition::None };
+            let deleted = match &seen {
+                Condition::Absent => Ok(()),
+                _ => retry.run(&*self.env, || self.sink.delete(key, &condition)).await,
+            };
+            match deleted {
+                Ok(()) => break Outcome::Deleted,
+                Err(error) if error.kind() == ErrorKind::Precondition => {
+                    reached(Branch::DeleteConflict);
+                    if !by_event {
+                        // Somebody wrote it since it was listed: a later run looks again.
+                        break Outcome::Skipped(SkipReason::Newer);
+                    }
+                    // Perhaps by a worker that had read the object before it was deleted: no later event tells of it.
+                    starts += 1;
+                    if starts >= FRESH_STARTS {
+                        return Err(Error::new(ErrorKind::Conflict, Op::Delete, self.name_of(key))
+                            .with_source("the destination kept changing while it was deleted"));
+                    }
+                    journal.still_ours(&self.settings.retry, &self.env).await?;
+                }
+                Err(error) if error.kind() == ErrorKind::NotFound => break Outcome::Deleted,
+                Err(error) => return Err(error),
+            }
         };
         // It may have come back since, and have been found equal, or copied, by somebody else: the deletion undid that.
         match retry.run(&*self.env, || self.source.head(&job.key, None)).await {

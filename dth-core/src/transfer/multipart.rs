@@ -387,7 +387,7 @@ impl Transfer {
     }
 
     /// Parts that both the store and our state hold, alike; `None` when the upload ended.
-    async fn resumable(
+    pub(super) async fn resumable(
         &self,
         key: &ObjectKey,
         id: &UploadId,

@@ -12,7 +12,8 @@ use crate::{
     env::{SharedEnv, SystemEnv},
     error::{Error, ErrorKind, Op, Result},
     events::Events,
-    job::EventSettings,
+    finder::FinderSettings,
+    job::{EventSettings, Intake},
     key_map::KeyMap,
     notify::Alarms,
     queue::Queue,
@@ -44,7 +45,7 @@ pub struct WorkerSettings {
     pub jobs_per_pack: usize,
     /// Seconds for which a message is hidden; extended at every third while work goes on.
     pub lease_seconds: u64,
-    /// Deliveries of a job before it becomes a dead letter.
+    /// Deliveries of a job before it becomes a dead letter; four times as many where a store cannot be reached, or is too busy.
     pub max_attempts: u32,
     /// Longest pause, in seconds, before a failed job is tried again.
     pub max_delay_seconds: u64,
@@ -56,8 +57,6 @@ pub struct WorkerSettings {
     pub giant_threshold: u64,
     /// Parts of one such job.
     pub giant_parts: u32,
-    /// Only keys that begin so: others are dead-lettered, because no finder of this task sent them.
-    pub prefix: String,
     /// Events of the source.
     pub events: EventSettings,
     /// Moving objects.
@@ -76,7 +75,6 @@ impl Default for WorkerSettings {
             grace_seconds: 25,
             giant_threshold: 1 << 30,
             giant_parts: 16,
-            prefix: String::new(),
             events: EventSettings::default(),
             transfer: TransferSettings::default(),
         }
@@ -121,6 +119,7 @@ pub struct WorkerBuilder {
     keys: KeyMap,
     env: SharedEnv,
     settings: WorkerSettings,
+    selection: FinderSettings,
     events: Events,
     alarms: Alarms,
 }
@@ -144,6 +143,13 @@ impl WorkerBuilder {
         self
     }
 
+    /// Takes prefix, filter and overwrite policy of the task's finder: they hold for events too. A job of another prefix is a dead
+    /// letter, because no finder of the task sent it.
+    pub fn with_selection(mut self, finder: FinderSettings) -> Self {
+        self.selection = finder;
+        self
+    }
+
     /// Sets where events go.
     pub fn with_events(mut self, events: Events) -> Self {
         self.events = events;
@@ -159,6 +165,7 @@ impl WorkerBuilder {
     /// The worker. `Invalid` when a setting is.
     pub fn build(self) -> Result<Worker> {
         self.settings.validate()?;
+        let intake = Intake::new(&self.selection, &self.settings.events)?;
         let transfer = Transfer::new(self.source, self.sink, self.keys, Arc::clone(&self.env), self.settings.transfer.clone());
         Ok(Worker {
             inner: Arc::new(Inner {
@@ -167,6 +174,7 @@ impl WorkerBuilder {
                 state: self.state,
                 env: self.env,
                 settings: self.settings,
+                intake,
                 events: self.events,
                 alarms: self.alarms,
                 cancelled: Mutex::default(),
@@ -188,6 +196,7 @@ struct Inner {
     state: Arc<dyn StateStore>,
     env: SharedEnv,
     settings: WorkerSettings,
+    intake: Intake,
     events: Events,
     alarms: Alarms,
     /// Whether a run is called off, as of when we asked.
@@ -205,6 +214,7 @@ impl Worker {
             keys: KeyMap::default(),
             env: Arc::new(SystemEnv),
             settings: WorkerSettings::default(),
+            selection: FinderSettings::default(),
             events: Events::default(),
             alarms: Alarms::default(),
         }

@@ -22,9 +22,9 @@ const SPLIT_AFTER: u32 = 3;
 /// one job each would only be slow.
 const PIECES: usize = 16;
 
-/// A delivery that ends without an answer says little about its job: workers are stopped, moved, killed. So many times the
-/// tries of a job that fails are granted before it is held responsible.
-const SILENT_DEATHS: u32 = 4;
+/// A delivery that ends without an answer says little about its job: workers are stopped, moved, killed. Nor does a store that cannot
+/// be reached. So many times the tries of a job that fails are granted before it is held responsible.
+const FORBEARANCE: u32 = 4;
 
 /// What is to be done with the message itself.
 enum Close {
@@ -89,7 +89,7 @@ impl Inner {
     }
 
     async fn work(&self, delivery: &Delivery, stop: &CancellationToken) -> Result<Close> {
-        let pack = match Pack::read(&delivery.body, &self.settings.prefix, &self.settings.events, &*self.env) {
+        let pack = match Pack::read(&delivery.body, &self.intake, &*self.env) {
             Ok(pack) => pack,
             // Q4, E3: a message that nobody can read is given up with the reason.
             Err(error) => {
@@ -97,24 +97,43 @@ impl Inner {
                 return Ok(Close::Dead(None, error.chain()));
             }
         };
-        if let Some(run) = &pack.run
-            && self.is_cancelled(run).await
-        {
-            return Ok(Close::Ack);
-        }
         if pack.jobs.is_empty() {
             // Events that are none of this task's.
             return Ok(Close::Ack);
         }
+        match self.pack_of(&pack, delivery, stop).await? {
+            // What it says besides, nobody understands.
+            Close::Ack if !pack.refused.is_empty() => Ok(Close::Dead(None, pack.refused.join("; "))),
+            close => Ok(close),
+        }
+    }
+
+    async fn pack_of(&self, pack: &Pack, delivery: &Delivery, stop: &CancellationToken) -> Result<Close> {
         let retry = self.settings.transfer.retry;
         let asked: Vec<_> = pack.jobs.iter().enumerate().map(|(i, j)| (j.key.clone(), pack.origin(i))).collect();
         // Stores keep it as a signed number.
         let incarnation = self.env.random() >> 1;
         let claim = retry.run(&*self.env, || self.state.claim(&pack.id, pack.run.as_ref(), incarnation, &asked)).await?;
-        let open: Vec<usize> = (0..pack.jobs.len()).filter(|i| !claim.ended[*i]).collect();
+        let mut open: Vec<usize> = (0..pack.jobs.len()).filter(|i| !claim.ended[*i]).collect();
         if let ([_], []) = (pack.jobs.as_slice(), open.as_slice()) {
             // The object's own message is the one that is given up.
             return Ok(if pack.jobs[0].parts.is_some() { Close::Ack } else { closing(claim.records[0].as_ref()) });
+        }
+        if let Some(run) = &pack.run
+            && self.is_cancelled(run).await
+        {
+            // Jobs of other runs may wait for what this message goes on with.
+            let mut waited_for = Vec::new();
+            for index in open {
+                let waiting = claim.records[index].iter().flat_map(|record| &record.waiting).map(|job| &job.run);
+                for other in waiting.filter(|other| *other != run) {
+                    if !self.is_cancelled(other).await {
+                        waited_for.push(index);
+                        break;
+                    }
+                }
+            }
+            open = waited_for;
         }
         if open.is_empty() {
             return Ok(Close::Ack);
@@ -122,11 +141,11 @@ impl Inner {
         if pack.jobs.len() > 1 && delivery.receives >= SPLIT_AFTER {
             reached(Branch::PackSplit);
             // The deaths are held against none of them, but each may have been begun.
-            let jobs: Vec<Job> = open.iter().map(|i| again(&pack, *i, pack.jobs[*i].attempts.max(1))).collect();
-            let pieces = jobs.chunks(jobs.len().div_ceil(PIECES)).map(|jobs| self.pack(&pack, jobs.to_vec())).collect();
+            let jobs: Vec<Job> = open.iter().map(|i| again(pack, *i, pack.jobs[*i].attempts.max(1))).collect();
+            let pieces = jobs.chunks(jobs.len().div_ceil(PIECES)).map(|jobs| self.pack(pack, jobs.to_vec())).collect();
             return Ok(if self.resend(pieces, Duration::ZERO).await? { Close::Ack } else { Close::Leave });
         }
-        self.jobs(&pack, &claim, &open, delivery, stop).await
+        self.jobs(pack, &claim, &open, delivery, stop).await
     }
 
     async fn jobs(&self, pack: &Pack, claim: &Claim, open: &[usize], delivery: &Delivery, stop: &CancellationToken) -> Result<Close> {
@@ -227,12 +246,16 @@ impl Inner {
             }
         }
         let alone = pack.jobs.len() == 1;
-        if alone && attempts > self.settings.max_attempts.saturating_mul(SILENT_DEATHS) {
+        let patience = self.settings.max_attempts.saturating_mul(FORBEARANCE);
+        if alone && attempts > patience {
             let error = Error::new(ErrorKind::Internal, Op::Transfer, job.key.to_string())
                 .with_source(format!("{} deliveries ended without an answer: the worker died or hung each time", attempts - 1));
             return self.give_up(pack, index, &mut journal, error).await;
         }
         let work = async {
+            if pack.run.is_none() && !self.transfer.takes(&self.intake.filter, &job.key).await? {
+                return Ok(Work::Passed);
+            }
             match &job.parts {
                 None => self.transfer.work(job, &mut journal).await,
                 Some(parts) => self.transfer.parts_of(job, parts, &pack.id, &mut journal).await,
@@ -246,9 +269,13 @@ impl Inner {
         };
         self.events.emit(|| Event::Again { key: job.key.clone(), cause: error.chain() });
         tracing::warn!(key = %job.key, error = %error.chain(), attempts, "job failed");
-        // Keys that expired are no fault of the object: they may be renewed before its tries are used up.
-        let passes = error.is_retryable() || error.kind() == ErrorKind::CredentialsExpired;
-        let last = !passes || attempts >= self.settings.max_attempts;
+        let last = attempts
+            >= match error.kind() {
+                // No fault of the object: the store is away, or too busy, or the keys have expired and may be renewed.
+                ErrorKind::Unavailable | ErrorKind::Throttled | ErrorKind::CredentialsExpired => patience,
+                _ if error.is_retryable() => self.settings.max_attempts,
+                _ => 0,
+            };
         if alone && last { self.give_up(pack, index, &mut journal, error).await } else { Went::Again(error) }
     }
 
@@ -294,26 +321,19 @@ impl Inner {
             let mut next = VecDeque::new();
             for (((index, mut done), result), write) in open.into_iter().zip(results).zip(writes) {
                 match result {
-                    WriteResult::Applied(_) => {
-                        self.tell(pack, index, &done);
-                        if let Some(upload) = &done.filled
-                            && let Err(error) = retry.run(&*self.env, || self.state.forget_parts(upload)).await
-                        {
-                            // They are of no use to anybody any more.
-                            tracing::debug!(error = %error.chain(), "parts of a complete upload stay remembered");
-                        }
-                    }
+                    WriteResult::Applied(_) => self.durable(pack, index, &done).await,
                     // Our own write, whose answer was lost.
                     WriteResult::Conflict(Some(stored)) if is_same(&stored, &write.record) => {
                         reached(Branch::OwnCommitSeen);
-                        self.tell(pack, index, &done);
+                        self.durable(pack, index, &done).await;
                     }
                     // Another job found the same: count ours over it.
                     WriteResult::Conflict(Some(stored)) if says_the_same(&stored, &done.record) && round < 3 => {
                         reached(Branch::SameFactFound);
                         done.record.version = stored.version;
-                        // What the sweep must know does not get lost with the overwritten record.
+                        // What the sweep and later events must know does not get lost with the overwritten record (Q2).
                         done.record.uploads_since = stored.uploads_since.or(done.record.uploads_since);
+                        done.record.sequencer = done.record.sequencer.max(stored.sequencer);
                         next.push_back((index, done));
                         continue;
                     }
@@ -339,15 +359,32 @@ impl Inner {
         let looks: Vec<_> = published
             .map(|(index, _)| {
                 let job = &pack.jobs[index];
-                let look = Job { destination: Seen::Unknown, action: Action::Copy, attempts: 0, origin: None, ..job.anew() };
+                // It is to look whatever events were dealt with: that is what is in doubt.
+                let look =
+                    Job { destination: Seen::Unknown, action: Action::Copy, attempts: 0, origin: None, sequencer: None, ..job.anew() };
                 Pack::new(&*self.env, None, vec![look])
             })
             .collect();
         if !looks.is_empty() && !wrong(Bug::PublishedUntold) {
             reached(Branch::PublishedUnrecorded);
-            self.resend(looks, Duration::ZERO).await?;
+            if !self.resend(looks, Duration::ZERO).await? {
+                let unsent = Error::new(ErrorKind::Unavailable, Op::Send, pack.id.as_str());
+                return Err(unsent.with_source("what was published and could not be recorded could not be told of"));
+            }
         }
         Ok(())
+    }
+
+    /// The end of a job is recorded.
+    async fn durable(&self, pack: &Pack, index: usize, ended: &Ended) {
+        self.tell(pack, index, ended);
+        let retry = self.settings.transfer.retry;
+        if let Some(upload) = &ended.filled
+            && let Err(error) = retry.run(&*self.env, || self.state.forget_parts(upload)).await
+        {
+            // They are of no use to anybody any more.
+            tracing::debug!(error = %error.chain(), "parts of a complete upload stay remembered");
+        }
     }
 
     fn tell(&self, pack: &Pack, index: usize, ended: &Ended) {

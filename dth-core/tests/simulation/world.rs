@@ -360,7 +360,6 @@ impl<'a> World<'a> {
             events: EventSettings { deletes: true, bucket: None },
             giant_threshold: self.options.giants.unwrap_or(0),
             giant_parts: 2,
-            prefix: "t/".into(),
             transfer: TransferSettings {
                 hold_max: 8,
                 single_max: 24,
@@ -383,6 +382,7 @@ impl<'a> World<'a> {
         .with_env(Arc::clone(&self.env))
         .with_keys(self.keys.clone())
         .with_settings(settings)
+        .with_selection(Self::selection())
         .build()
         .unwrap();
         let mut scope = TaskScope::new();
@@ -403,16 +403,20 @@ impl<'a> World<'a> {
         .with_env(Arc::clone(&self.env))
         .with_keys(self.keys.clone())
         .with_settings(FinderSettings {
-            prefix: "t/".into(),
             shards: 3,
             split_after_pages: 1,
             pack_jobs: 4,
             delete_extra: true,
             retry: RetryPolicy { tries: 6, base_ms: 100, cap_ms: 5_000 },
-            ..FinderSettings::default()
+            ..Self::selection()
         })
         .build()
         .unwrap()
+    }
+
+    /// What is the task's.
+    fn selection() -> FinderSettings {
+        FinderSettings { prefix: "t/".into(), ..FinderSettings::default() }
     }
 
     /// A run whose finder may die on the way and is started again.

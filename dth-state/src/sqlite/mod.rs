@@ -23,16 +23,24 @@ use std::{
 use tokio::sync::Notify;
 
 /// Version of the tables, in `PRAGMA user_version`.
-const SCHEMA_VERSION: i64 = 2;
+const SCHEMA_VERSION: i64 = 3;
 
 /// What brings a file of each older version to the next one; a file is brought up when it is opened.
-const MIGRATIONS: [(i64, &str); 1] = [(
-    1,
-    "ALTER TABLE pack ADD COLUMN run TEXT;
-     CREATE INDEX pack_run ON pack (run);
-     DROP INDEX message_visible;
-     CREATE INDEX message_visible ON message (visible_at, id, leased);",
-)];
+const MIGRATIONS: [(i64, &str); 2] = [
+    (
+        1,
+        "ALTER TABLE pack ADD COLUMN run TEXT;
+         CREATE INDEX pack_run ON pack (run);
+         DROP INDEX message_visible;
+         CREATE INDEX message_visible ON message (visible_at, id, leased);",
+    ),
+    (
+        2,
+        "ALTER TABLE pack ADD COLUMN claimed INTEGER NOT NULL DEFAULT 0;
+         UPDATE pack SET claimed = unixepoch() * 1000;
+         CREATE INDEX pack_of_event ON pack (claimed) WHERE run IS NULL;",
+    ),
+];
 
 /// How long a writer waits for another process.
 const PATIENCE: Duration = Duration::from_secs(30);

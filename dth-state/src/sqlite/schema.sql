@@ -43,11 +43,13 @@ CREATE TABLE part (
 CREATE TABLE pack (
   id TEXT PRIMARY KEY,
   run TEXT, -- with which it is forgotten; none for an event's
+  claimed INTEGER NOT NULL DEFAULT 0, -- last, or made
   incarnation INTEGER NOT NULL,
   epoch INTEGER NOT NULL,
   ended BLOB NOT NULL -- a bit for each job that has been counted
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX pack_run ON pack (run);
+CREATE INDEX pack_of_event ON pack (claimed) WHERE run IS NULL;
 
 CREATE TABLE run (
   id TEXT PRIMARY KEY,

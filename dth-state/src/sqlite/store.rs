@@ -8,8 +8,8 @@ use dth_core::{
     object::{ETag, ObjectKey},
     sink::{Part, UploadId},
     state::{
-        Advance, Claim, Committed, Fence, JobEnd, Origin, OutboxPack, PackId, Record, RecordQuery, RecordWrite, Run, RunId, RunState,
-        Shard, SourceVersion, StateStore, Tally, WriteResult,
+        Advance, Claim, Committed, EVENTS_KNOWN, Fence, JobEnd, Origin, OutboxPack, PackId, Record, RecordQuery, RecordWrite, Run, RunId,
+        RunState, Shard, SourceVersion, StateStore, Tally, WriteResult,
     },
 };
 use jiff::Timestamp;
@@ -105,7 +105,7 @@ fn set_bit(bits: &mut Vec<u8>, index: u32) -> bool {
 }
 
 /// Counts the jobs that ended, each once.
-fn count(t: &Transaction<'_>, ends: &[&JobEnd]) -> Result<(), Failure> {
+fn count(t: &Transaction<'_>, ends: &[&JobEnd], now: i64) -> Result<(), Failure> {
     let mut packs: std::collections::BTreeMap<&PackId, Vec<u8>> = std::collections::BTreeMap::new();
     let mut tallies: std::collections::BTreeMap<(&RunId, String), Tally> = std::collections::BTreeMap::new();
     for JobEnd { run, origin: Origin(pack, index), outcome, bytes } in ends {
@@ -123,9 +123,10 @@ fn count(t: &Transaction<'_>, ends: &[&JobEnd]) -> Result<(), Failure> {
     }
     for (pack, bits) in packs {
         t.prepare_cached(
-            "INSERT INTO pack (id, incarnation, epoch, ended) VALUES (?1, 0, 0, ?2) ON CONFLICT (id) DO UPDATE SET ended = excluded.ended",
+            "INSERT INTO pack (id, incarnation, epoch, ended, claimed) VALUES (?1, 0, 0, ?2, ?3)
+             ON CONFLICT (id) DO UPDATE SET ended = excluded.ended",
         )?
-        .execute(params![pack.as_str(), bits])?;
+        .execute(params![pack.as_str(), bits, now])?;
     }
     for ((run, label), tally) in tallies {
         t.prepare_cached(
@@ -214,17 +215,24 @@ impl StateStore for Sqlite {
     }
 
     async fn claim(&self, pack: &PackId, run: Option<&RunId>, incarnation: u64, jobs: &[(ObjectKey, Option<Origin>)]) -> Result<Claim> {
-        let (pack, run, jobs) = (pack.clone(), run.cloned(), jobs.to_vec());
+        let (pack, run, jobs, now) = (pack.clone(), run.cloned(), jobs.to_vec(), self.now());
         self.write(Op::SaveState, move |t| {
             let (incarnation, epoch): (i64, i64) = t
                 .prepare_cached(
-                    "INSERT INTO pack (id, run, incarnation, epoch, ended) VALUES (?1, ?3, ?2, 1, x'')
-                     ON CONFLICT (id) DO UPDATE SET epoch = epoch + 1, incarnation = iif(epoch = 0, excluded.incarnation, incarnation)
+                    "INSERT INTO pack (id, run, incarnation, epoch, ended, claimed) VALUES (?1, ?3, ?2, 1, x'', ?4)
+                     ON CONFLICT (id) DO UPDATE SET epoch = epoch + 1, incarnation = iif(epoch = 0, excluded.incarnation, incarnation),
+                       claimed = excluded.claimed
                      RETURNING incarnation, epoch",
                 )?
-                .query_row(params![pack.as_str(), incarnation as i64, run.as_ref().map(RunId::as_str)], |row| {
+                .query_row(params![pack.as_str(), incarnation as i64, run.as_ref().map(RunId::as_str), now], |row| {
                     Ok((row.get(0)?, row.get(1)?))
                 })?;
+            if run.is_none() {
+                // A few at each claim: more than one comes in at a claim never.
+                let before = now - i64::try_from(EVENTS_KNOWN.as_millis()).unwrap_or(i64::MAX);
+                t.prepare_cached("DELETE FROM pack WHERE id IN (SELECT id FROM pack WHERE run IS NULL AND claimed < ?1 LIMIT 4)")?
+                    .execute([before])?;
+            }
             let fence = Fence { pack, incarnation: incarnation as u64, epoch: epoch as u64 };
             let ended = jobs.iter().map(|(_, origin)| has_ended(t, origin.as_ref())).collect::<Result<_, _>>()?;
             let records = jobs.iter().map(|(key, _)| load(t, key)).collect::<Result<_, _>>()?;
@@ -234,7 +242,7 @@ impl StateStore for Sqlite {
     }
 
     async fn commit(&self, fence: &Fence, writes: &[RecordWrite]) -> Result<Committed> {
-        let (fence, writes) = (fence.clone(), writes.to_vec());
+        let (fence, writes, now) = (fence.clone(), writes.to_vec(), self.now());
         self.write(Op::SaveState, move |t| {
             let current = t.prepare_cached("SELECT 1 FROM pack WHERE id = ?1 AND incarnation = ?2 AND epoch = ?3")?.exists(params![
                 fence.pack.as_str(),
@@ -260,7 +268,7 @@ impl StateStore for Sqlite {
                 results.push(WriteResult::Applied(version));
                 ends.extend(&write.ends);
             }
-            count(t, &ends)?;
+            count(t, &ends, now)?;
             Ok(Committed::Written(results))
         })
         .await

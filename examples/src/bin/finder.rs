@@ -3,9 +3,9 @@
 #![expect(clippy::print_stdout, reason = "a program for people")]
 
 use clap::Parser;
-use dth_core::{env::SystemEnv, report::Report, runs, scope::TaskScope};
+use dth_core::{report::Report, scope::TaskScope};
 use dth_examples::Settings;
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
 /// Lists both sides and queues what differs; workers on the same state file move it.
 #[derive(Parser)]
@@ -28,22 +28,13 @@ async fn main() -> anyhow::Result<ExitCode> {
     dth_examples::serve_metrics(args.metrics)?;
     let settings = Settings::load(&args.config)?;
     let stores = settings.stores().await?;
-    let state = Arc::clone(&stores.state);
     let mut scope = TaskScope::new();
     let stop = dth_examples::stop_on_signal(&mut scope);
     let task = settings.task_on(&stores).await?.with_stop(stop.clone());
-    let finder = task.finder()?;
     let id = task.begin().await?;
-    let mut run = finder.resume(&id, &stop).await?;
-    if args.wait && !stop.is_cancelled() {
-        run = tokio::select! {
-            () = stop.cancelled() => state.run(&id).await?,
-            run = runs::wait(&*state, &id, &SystemEnv, &settings.finder.retry) => run?,
-        };
-        task.sweep(Duration::ZERO).await?;
-        let report = Report::new(run);
-        task.tell_of_end(&report).await;
-        return dth_examples::finish(&report, false);
+    let run = task.finder()?.resume(&id, &stop).await?;
+    if args.wait {
+        return dth_examples::finish(&task.wait(&id).await?, false);
     }
     print!("{}", Report::new(run));
     Ok(ExitCode::SUCCESS)

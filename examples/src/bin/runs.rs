@@ -5,6 +5,7 @@
 use clap::{Parser, Subcommand};
 use dth_core::{
     env::{Env, SystemEnv},
+    job::Intake,
     report::Report,
     runs,
     state::{RecordQuery, RunId, Status},
@@ -67,6 +68,7 @@ async fn main() -> anyhow::Result<()> {
     let args: Args = dth_examples::arguments();
     dth_examples::log();
     let settings = Settings::load(&args.config)?;
+    let (retry, intake) = (settings.finder.retry, Intake::new(&settings.finder, &settings.worker.events)?);
     let Stores { queue, state } = settings.stores().await?;
     match args.command {
         Command::List => {
@@ -86,7 +88,7 @@ async fn main() -> anyhow::Result<()> {
         Command::Show { run, json } => {
             dth_examples::finish(&Report::new(state.run(&RunId::new(run)).await?), json)?;
         }
-        Command::Cancel { run } => runs::cancel(&*state, &RunId::new(run), &SystemEnv).await?,
+        Command::Cancel { run } => runs::cancel(&*state, &RunId::new(run), &SystemEnv, &retry).await?,
         Command::Failed => {
             let query = RecordQuery { status: Some(Status::Failed), ..RecordQuery::default() };
             for record in state.query(&query, 10_000).await? {
@@ -101,9 +103,8 @@ async fn main() -> anyhow::Result<()> {
             queue.dead_letters(None, 0).await?;
         }
         Command::Retry { run } => {
-            let (run, finder) = (run.map(RunId::new), &settings.finder);
-            let sent = runs::retry_failed(&*state, &*queue, run.as_ref(), finder.overwrite, &SystemEnv, &finder.retry).await?;
-            match sent {
+            let run = run.map(RunId::new);
+            match runs::retry_failed(&*state, &*queue, run.as_ref(), &intake, &SystemEnv, &retry).await? {
                 Some(run) => println!("run {}: {} jobs are queued again", run.id, run.sent_jobs()),
                 None => println!("nothing failed"),
             }
@@ -117,7 +118,7 @@ async fn main() -> anyhow::Result<()> {
                 println!("{line}");
             }
         }
-        Command::Redrive { only } => match runs::redrive(&*state, &*queue, only.as_deref(), &SystemEnv, &settings.finder.retry).await? {
+        Command::Redrive { only } => match runs::redrive(&*state, &*queue, only.as_deref(), &intake, &SystemEnv, &retry).await? {
             Some(run) => println!("run {}: {} jobs are queued again", run.id, run.sent_jobs()),
             None => println!("no dead letters to send again"),
         },
