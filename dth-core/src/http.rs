@@ -7,6 +7,7 @@ mod sdk;
 use crate::{
     error::{Error, ErrorKind, Op, Result},
     secret::Secret,
+    settings::no_more_fields,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -48,8 +49,10 @@ pub type Body = UnsyncBoxBody<Bytes, BoxError>;
 pub enum Proxy {
     /// As `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` say, in either case.
     #[default]
+    #[serde(deserialize_with = "no_more_fields")]
     Environment,
     /// None, whatever the environment says.
+    #[serde(deserialize_with = "no_more_fields")]
     None,
     /// This one.
     Url {

@@ -29,6 +29,7 @@ pub mod retry;
 pub mod runs;
 pub mod scope;
 pub mod secret;
+pub mod settings;
 pub mod sink;
 pub mod source;
 pub mod state;

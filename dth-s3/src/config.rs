@@ -5,6 +5,7 @@ use dth_core::{
     error::{Error, ErrorKind, Op, Result},
     http::Proxy,
     secret::Secret,
+    settings::no_more_fields,
 };
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +28,7 @@ pub enum Style {
 pub enum CredentialsConfig {
     /// `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, or the same with another prefix.
     #[default]
+    #[serde(deserialize_with = "no_more_fields")]
     Environment,
     /// As `Environment`, from variables `{prefix}_ACCESS_KEY_ID` and so on.
     EnvironmentPrefix {
@@ -44,10 +46,11 @@ pub enum CredentialsConfig {
         session_token: Option<Secret>,
     },
     /// No signature: public data.
+    #[serde(deserialize_with = "no_more_fields")]
     Anonymous,
     /// The default chain of the AWS SDKs: environment, profile, web identity, container, IMDS (feature `aws-config`).
     DefaultChain {
-        /// A profile of `~/.aws/config`.
+        /// A profile of `~/.aws/config`: this one, and nothing else of the chain.
         #[serde(default)]
         profile: Option<String>,
     },
@@ -59,7 +62,7 @@ pub enum CredentialsConfig {
     Secret {
         /// Name or ARN of the secret.
         name: String,
-        /// Where it is, when that is not the region of the environment or profile.
+        /// Where it is, when neither its ARN says so nor the environment or profile.
         #[serde(default)]
         region: Option<String>,
         /// Another endpoint than Amazon's.
@@ -100,8 +103,10 @@ impl CredentialsConfig {
 pub enum Encryption {
     /// As the bucket says.
     #[default]
+    #[serde(deserialize_with = "no_more_fields")]
     None,
     /// `AES256`.
+    #[serde(deserialize_with = "no_more_fields")]
     Aes256,
     /// `aws:kms`; etags then are no MD5.
     Kms {
@@ -327,6 +332,26 @@ mod tests {
         {
             assert!(base("", Some(endpoint), bucket).contains(named), "{endpoint} {bucket}");
         }
+    }
+
+    /// What stands beside a kind that has no settings would mean something to whoever wrote it there.
+    #[test]
+    fn settings_that_mean_nothing_are_refused() {
+        for bad in [
+            r#"credentials = { kind = "environment", prefix = "SRC" }"#,
+            r#"credentials = { kind = "anonymous", access_key_id = "a" }"#,
+            r#"encryption = { kind = "aes256", key_id = "k" }"#,
+            r#"encryption = { kind = "none", key_id = "k" }"#,
+            r#"proxy = { kind = "environment", no_proxy = "x" }"#,
+            r#"proxy = { kind = "none", url = "http://x" }"#,
+        ] {
+            let error = toml::from_str::<S3Config>(bad).unwrap_err().to_string();
+            assert!(error.contains("unknown field"), "{bad}: {error}");
+        }
+        let good = "credentials = { kind = \"anonymous\" }\nencryption = { kind = \"aes256\" }\nproxy = { kind = \"none\" }\n";
+        let config: S3Config = toml::from_str(good).unwrap();
+        assert_eq!((&config.credentials, &config.encryption), (&CredentialsConfig::Anonymous, &Encryption::Aes256));
+        assert_eq!(toml::from_str::<S3Config>(&toml::to_string(&config).unwrap()).unwrap(), config);
     }
 
     #[test]

@@ -13,9 +13,10 @@ use dth_core::{
 };
 use std::{
     fmt,
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
-use tokio::{sync::RwLock, time::Instant};
+use tokio::time::{Instant, timeout};
 
 /// Temporary credentials are renewed so long before they expire.
 const EARLY: Duration = Duration::from_secs(300);
@@ -23,6 +24,9 @@ const EARLY: Duration = Duration::from_secs(300);
 /// A chain is asked again at most so often because a store refused what it gave: what one object is refused for may be refused
 /// for all of them.
 const AGAIN: Duration = Duration::from_secs(60);
+
+/// Longest time to ask for credentials: roles and secrets take several calls.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What to sign with.
 #[derive(Clone)]
@@ -51,7 +55,9 @@ struct Known {
 pub(crate) struct Identities {
     config: CredentialsConfig,
     env: SharedEnv,
-    known: RwLock<Known>,
+    known: Mutex<Known>,
+    /// Held by whoever renews.
+    renewal: tokio::sync::Mutex<()>,
     region: String,
     /// How those who know credentials are reached.
     way: HttpSettings,
@@ -65,32 +71,43 @@ impl fmt::Debug for Identities {
 
 impl Identities {
     pub(crate) fn new(config: CredentialsConfig, region: &str, way: HttpSettings, env: SharedEnv) -> Self {
-        Self { config, env, known: RwLock::default(), region: region.to_owned(), way }
+        Self { config, env, known: Mutex::default(), renewal: tokio::sync::Mutex::default(), region: region.to_owned(), way }
     }
 
-    /// The identity to sign with; renewed before it expires, by one caller while the others wait.
+    /// The identity to sign with; renewed before it expires, by one caller. The others use what is known meanwhile, and wait
+    /// where that has expired.
     pub(crate) async fn current(&self) -> Result<Option<Current>> {
         if self.config == CredentialsConfig::Anonymous {
             return Ok(None);
         }
-        if let Some(current) = self.fresh(&*self.known.read().await) {
+        if let Some(current) = self.lasting(EARLY) {
             return Ok(Some(current));
         }
-        let mut known = self.known.write().await;
-        if let Some(current) = self.fresh(&known) {
+        let _turn = match (self.renewal.try_lock(), self.lasting(Duration::ZERO)) {
+            (Ok(turn), _) => turn,
+            (Err(_), Some(current)) => return Ok(Some(current)),
+            (Err(_), None) => self.renewal.lock().await,
+        };
+        if let Some(current) = self.lasting(EARLY) {
             return Ok(Some(current));
         }
-        if known.asked.is_some_and(|at| at.elapsed() < ASKED) {
-            if let Some(current) = self.still_good(&known) {
+        if self.known().asked.is_some_and(|at| at.elapsed() < ASKED) {
+            if let Some(current) = self.lasting(Duration::ZERO) {
                 return Ok(Some(current));
             }
-            if let Some((kind, why)) = &known.failed {
+            if let Some((kind, why)) = &self.known().failed {
                 return Err(Error::new(*kind, Op::Configure, "credentials").with_source(why.clone()));
             }
         }
-        known.asked = self.config.may_change().then(Instant::now);
+        self.known().asked = self.config.may_change().then(Instant::now);
         // Rare, and large: it must not swell the future of every request.
-        match Box::pin(load(&self.config, &self.region, &self.way, self.env.now().into())).await {
+        let loading = Box::pin(load(&self.config, &self.region, &self.way, self.env.now().into()));
+        let loaded = match timeout(PATIENCE, loading).await {
+            Ok(loaded) => loaded,
+            Err(late) => Err(Error::new(ErrorKind::Unavailable, Op::Configure, "credentials").with_source(late)),
+        };
+        let mut known = self.known();
+        match loaded {
             Ok(credentials) => {
                 let expiry = credentials.expiry();
                 let identity: Identity = credentials.into();
@@ -100,16 +117,25 @@ impl Identities {
             }
             Err(error) => {
                 known.failed = Some((error.kind(), error.chain()));
-                let Some(current) = self.still_good(&known) else { return Err(error) };
+                drop(known);
+                let Some(current) = self.lasting(Duration::ZERO) else { return Err(error) };
                 tracing::warn!(error = %error.chain(), "credentials could not be renewed yet; those known are used until they expire");
                 Ok(Some(current))
             }
         }
     }
 
-    /// What is known, to the last second of its time.
-    fn still_good(&self, known: &Known) -> Option<Current> {
-        self.fresh_for(known, Duration::ZERO)
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known, where it lasts for longer than this.
+    fn lasting(&self, longer: Duration) -> Option<Current> {
+        let known = self.known();
+        let (identity, expiry) = known.identity.as_ref()?;
+        let now = SystemTime::from(self.env.now());
+        let lasts = expiry.is_none_or(|at| at > now + longer);
+        lasts.then(|| Current { identity: identity.clone(), generation: known.generation })
     }
 
     /// The store refused an identity of this generation: whether there may be another one by now.
@@ -117,7 +143,9 @@ impl Identities {
         if !self.config.may_change() {
             return false;
         }
-        let mut known = self.known.write().await;
+        // What is just being read may be the refused one.
+        let _turn = self.renewal.lock().await;
+        let mut known = self.known();
         if known.generation != generation {
             return true;
         }
@@ -126,17 +154,6 @@ impl Identities {
         }
         *known = Known { generation: generation + 1, dropped: Some(Instant::now()), ..Known::default() };
         true
-    }
-
-    fn fresh(&self, known: &Known) -> Option<Current> {
-        self.fresh_for(known, EARLY)
-    }
-
-    fn fresh_for(&self, known: &Known, longer: Duration) -> Option<Current> {
-        let (identity, expiry) = known.identity.as_ref()?;
-        let now = SystemTime::from(self.env.now());
-        let lasts = expiry.is_none_or(|at| at > now + longer);
-        lasts.then(|| Current { identity: identity.clone(), generation: known.generation })
     }
 }
 
@@ -176,7 +193,10 @@ fn missing(why: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dth_core::env::{Env, SystemEnv};
+    use dth_core::{
+        env::{Env, SystemEnv},
+        secret::Secret,
+    };
     use std::sync::Arc;
 
     /// Nobody is asked: a test has no cloud to ask.
@@ -184,15 +204,45 @@ mod tests {
     async fn what_was_just_given_or_refused_is_not_asked_for_again() {
         let secret = CredentialsConfig::Secret { name: "s".into(), region: None, endpoint: None };
         let identities = Identities::new(secret, "us-east-1", HttpSettings::default(), Arc::new(SystemEnv));
-        let soon = SystemTime::from(SystemEnv.now()) + Duration::from_secs(60);
-        let short = Credentials::new("id", "canary", None, Some(soon), "test").into();
-        *identities.known.write().await = Known { identity: Some((short, Some(soon))), asked: Some(Instant::now()), ..Known::default() };
+        let (short, soon) = lasting("id", 60);
+        *identities.known() = Known { identity: Some((short, soon)), asked: Some(Instant::now()), ..Known::default() };
         assert!(identities.current().await.unwrap().is_some(), "used to the end of its time");
         let why = Some((ErrorKind::CredentialsExpired, "no such secret".to_owned()));
-        *identities.known.write().await = Known { asked: Some(Instant::now()), failed: why, ..Known::default() };
+        *identities.known() = Known { asked: Some(Instant::now()), failed: why, ..Known::default() };
         for _ in 0..3 {
             assert!(identities.current().await.err().unwrap().chain().contains("no such secret"));
         }
+    }
+
+    /// An identity, and when it expires.
+    fn lasting(id: &str, seconds: u64) -> (Identity, Option<SystemTime>) {
+        let until = SystemTime::from(SystemEnv.now()) + Duration::from_secs(seconds);
+        (Credentials::new(id, "canary", None, Some(until), "test").into(), Some(until))
+    }
+
+    fn id_of(current: Option<Current>) -> String {
+        current.unwrap().identity.data::<Credentials>().unwrap().access_key_id().to_owned()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_expires_soon_is_renewed_before() {
+        let new = CredentialsConfig::Static { access_key_id: "new".into(), secret_access_key: Secret::new("canary"), session_token: None };
+        let identities = Identities::new(new, "us-east-1", HttpSettings::default(), Arc::new(SystemEnv));
+        for (seconds, used) in [(400, "old"), (200, "new"), (0, "new")] {
+            *identities.known() = Known { identity: Some(lasting("old", seconds)), ..Known::default() };
+            assert_eq!(id_of(identities.current().await.unwrap()), used, "{seconds} s before its end");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_renewal_that_hangs_keeps_nobody_from_using_what_is_known() {
+        let secret = CredentialsConfig::Secret { name: "s".into(), region: None, endpoint: None };
+        let identities = Identities::new(secret, "us-east-1", HttpSettings::default(), Arc::new(SystemEnv));
+        let _hangs = identities.renewal.lock().await;
+        *identities.known() = Known { identity: Some(lasting("id", 60)), ..Known::default() };
+        assert_eq!(id_of(identities.current().await.unwrap()), "id");
+        *identities.known() = Known { identity: Some(lasting("id", 0)), ..Known::default() };
+        assert!(timeout(Duration::from_secs(60), identities.current()).await.is_err(), "what has expired is not used");
     }
 
     #[tokio::test(start_paused = true)]

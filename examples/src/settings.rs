@@ -3,7 +3,8 @@
 #[cfg_attr(not(feature = "aws"), path = "settings/without_aws.rs")]
 mod aws;
 
-use anyhow::Context;
+use crate::compat::{self, Values};
+use anyhow::{Context, ensure};
 use dth_core::{
     finder::FinderSettings,
     http::{Http, HttpSettings, Proxy},
@@ -81,6 +82,15 @@ pub struct Cluster {
     /// Another endpoint than Amazon's, for both.
     #[serde(default)]
     pub endpoint: Option<String>,
+    /// The same for the queue alone, such as that of a VPC endpoint.
+    #[serde(default)]
+    pub queue_endpoint: Option<String>,
+    /// The same for the table alone.
+    #[serde(default)]
+    pub table_endpoint: Option<String>,
+    /// Forget records of objects that are done after so many days; kept for ever where nothing is set.
+    #[serde(default)]
+    pub record_ttl_days: Option<u32>,
     /// Which proxy requests go through.
     #[serde(default)]
     pub proxy: Proxy,
@@ -99,6 +109,9 @@ impl Default for Cluster {
             create: false,
             region: None,
             endpoint: None,
+            queue_endpoint: None,
+            table_endpoint: None,
+            record_ttl_days: None,
             proxy: Proxy::default(),
             ca_file: None,
         }
@@ -192,16 +205,39 @@ impl Settings {
     pub fn load(path: &Path) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
         let flat = path.extension().is_some_and(|e| e == "yaml" || e == "yml");
-        let mut settings = if flat {
-            let mut settings = Self::default();
-            crate::compat::apply(&mut settings, crate::compat::flat_yaml(&text)?)?;
-            settings
+        let place = || format!("in `{}`", path.display());
+        let (mut settings, of_file) = if flat {
+            (Self::default(), Values::from_flat_yaml(&text).with_context(place)?)
         } else {
-            toml::from_str(&text).with_context(|| format!("in `{}`", path.display()))?
+            (Self::from_toml(&text).with_context(place)?, Values::default())
         };
-        crate::compat::apply(&mut settings, crate::compat::environment())?;
-        settings.worker.validate()?;
+        let environment = Values::from_environment();
+        if environment != Values::default() {
+            tracing::info!(names = ?environment.names(), "settings are taken from the environment");
+        }
+        compat::apply(&mut settings, &environment.or(of_file)).with_context(place)?;
+        settings.validate().with_context(place)?;
         Ok(settings)
+    }
+
+    /// An error tells where and what, and never shows the line: there may be a secret in it.
+    fn from_toml(text: &str) -> anyhow::Result<Self> {
+        toml::from_str(text).map_err(|error| {
+            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            let (line, column) = (before.matches('\n').count() + 1, before.rsplit('\n').next().unwrap_or_default().chars().count() + 1);
+            anyhow::anyhow!("line {line}, column {column}: {}", error.message())
+        })
+    }
+
+    /// Settings that would be left out without a word are errors.
+    fn validate(&self) -> anyhow::Result<()> {
+        let AlarmSettings { sns, endpoint, webhook, webhook_token, .. } = &self.alarms;
+        let twice = "`state` and `[cluster]` (or JOB_QUEUE_NAME, JOB_TABLE_NAME) are both set: leave one of them out";
+        ensure!(self.state.is_none() || self.cluster.is_none(), twice);
+        ensure!(webhook_token.is_none() || webhook.is_some(), "alarms.webhook_token: there is no alarms.webhook to send it to");
+        ensure!(endpoint.is_none() || sns.is_some(), "alarms.endpoint: there is no alarms.sns to send to");
+        self.worker.validate()?;
+        Ok(())
     }
 
     /// The state file.
@@ -212,10 +248,21 @@ impl Settings {
 
     /// Queue and state, in a file or in AWS.
     pub async fn stores(&self) -> anyhow::Result<Stores> {
-        anyhow::ensure!(self.state.is_none() || self.cluster.is_none(), "`state` and `[cluster]` are both set: leave one of them out");
-        if let Some(cluster) = &self.cluster {
-            return aws::open(cluster).await.context("[cluster]");
+        match &self.cluster {
+            Some(cluster) => aws::open(cluster).await.context("[cluster]"),
+            None => self.stores_in_file(),
         }
+    }
+
+    /// The same for programs that look at a task: nothing is made in AWS, and the original's job table is left alone.
+    pub async fn stores_as_they_are(&self) -> anyhow::Result<Stores> {
+        match &self.cluster {
+            Some(cluster) => aws::open(&Cluster { create: false, job_table: None, ..cluster.clone() }).await.context("[cluster]"),
+            None => self.stores_in_file(),
+        }
+    }
+
+    fn stores_in_file(&self) -> anyhow::Result<Stores> {
         let file = Arc::new(self.open_state()?);
         Ok(Stores { queue: Arc::clone(&file) as _, state: file })
     }
@@ -224,6 +271,11 @@ impl Settings {
     pub async fn import_job_table(&self, state: &dyn StateStore) -> anyhow::Result<Vec<String>> {
         let cluster = self.cluster.as_ref().context("this command needs [cluster] in the settings")?;
         aws::import_job_table(cluster, state).await
+    }
+
+    /// Whom the settings tell.
+    pub async fn alarms(&self) -> anyhow::Result<Alarms> {
+        self.alarms.open().await.context("[alarms]")
     }
 
     /// The task, put together.
@@ -245,7 +297,7 @@ impl Settings {
             .with_keys(KeyMap::new(&self.destination_prefix))
             .with_finder(self.finder.clone())
             .with_worker(self.worker.clone())
-            .with_alarms(self.alarms.open().await.context("[alarms]")?);
+            .with_alarms(self.alarms().await?);
         Ok(match &self.manifest {
             Some(folder) => task.with_spool(Spool::new(folder)),
             None => task,
@@ -280,9 +332,38 @@ impl Settings {
 }
 
 fn one_of<'a>(side: &str, bucket: &S3Config, directory: Option<&'a Path>) -> anyhow::Result<Option<&'a Path>> {
-    anyhow::ensure!(
-        directory.is_none() || *bucket == S3Config::default(),
-        "`[{side}]` and `{side}_directory` are both set: leave one of them out"
-    );
+    ensure!(directory.is_none() || *bucket == S3Config::default(), "`[{side}]` and `{side}_directory` are both set: leave one of them out");
     Ok(directory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_settings_are_placed_without_being_shown() {
+        for (bad, told) in [
+            (
+                "[destination]\nbucket = \"b\"\n[destination.credentials]\nkind = \"static\"\nsecret_access_key = \"canary\n",
+                "line 5, column ",
+            ),
+            ("[alarms]\nwebhok = \"https://hooks/canary\"\n", "line 2, column 1: unknown field `webhok`"),
+            ("source.credentials = { kind = \"static\", access_key_id = \"a\", secret_acces_key = \"canary\" }\n", "secret_acces_key"),
+        ] {
+            let error = format!("{:#}", Settings::from_toml(bad).unwrap_err());
+            assert!(error.contains(told) && !error.contains("canary"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_would_be_left_out_is_refused() {
+        for (bad, named) in [
+            ("alarms.webhook_token = \"t\"", "alarms.webhook_token"),
+            ("alarms.endpoint = \"http://x\"", "alarms.endpoint"),
+            ("state = \"s.db\"\ncluster = { queue = \"q\", table = \"t\" }", "JOB_QUEUE_NAME"),
+        ] {
+            let error = Settings::from_toml(bad).unwrap().validate().unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
+    }
 }

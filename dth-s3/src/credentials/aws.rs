@@ -3,15 +3,19 @@
 use super::missing;
 use crate::config::CredentialsConfig;
 use aws_config::{
-    BehaviorVersion, ConfigLoader, Region, default_provider::credentials::DefaultCredentialsChain, provider_config::ProviderConfig,
-    sts::AssumeRoleProvider,
+    BehaviorVersion, ConfigLoader, Region, default_provider::credentials::DefaultCredentialsChain, profile::ProfileFileCredentialsProvider,
+    provider_config::ProviderConfig, sts::AssumeRoleProvider,
 };
-use aws_credential_types::{Credentials, provider::ProvideCredentials};
+use aws_credential_types::{
+    Credentials,
+    provider::{ProvideCredentials, error::CredentialsError},
+};
+use aws_smithy_runtime_api::client::result::ConnectorError;
 use dth_core::{
     error::{Error, ErrorKind, Op, Result},
     http::{Http, HttpSettings},
 };
-use std::time::SystemTime;
+use std::{error::Error as StdError, time::SystemTime};
 
 /// How sessions of roles are called.
 const SESSION: &str = "dth";
@@ -33,7 +37,8 @@ pub(super) async fn load(config: &CredentialsConfig, bucket_region: &str, way: &
         }
         #[cfg(feature = "secrets-manager")]
         CredentialsConfig::Secret { name, region, endpoint } => {
-            let conf = settings(way, region.clone().map(Region::new), endpoint.as_ref())?;
+            let region = region.clone().or_else(|| region_of(name)).map(Region::new);
+            let conf = settings(way, region, endpoint.as_ref())?;
             secret::read(name, conf, now).await
         }
         #[cfg(not(feature = "secrets-manager"))]
@@ -55,16 +60,56 @@ fn settings(way: &HttpSettings, region: Option<Region>, endpoint: Option<&String
 }
 
 async fn default_chain(profile: Option<&str>, region: &str, way: &HttpSettings) -> Result<Credentials> {
-    let conf = ProviderConfig::without_region().with_http_client(Http::new(way.clone())?.for_sdk());
-    let mut chain = DefaultCredentialsChain::builder().configure(conf).region(Region::new(region.to_owned()));
-    if let Some(profile) = profile {
-        chain = chain.profile_name(profile);
-    }
-    chain.build().await.provide_credentials().await.map_err(|e| refused("credentials (default chain)", e))
+    let region = Region::new(region.to_owned());
+    let conf = ProviderConfig::without_region().with_http_client(Http::new(way.clone())?.for_sdk()).with_region(Some(region.clone()));
+    let Some(profile) = profile else {
+        let chain = DefaultCredentialsChain::builder().configure(conf).region(region).build().await;
+        return chain.provide_credentials().await.map_err(|e| refused("credentials (default chain)", e));
+    };
+    // Not as a link of the chain: what stands before it there, the environment, is another identity.
+    let provider = ProfileFileCredentialsProvider::builder().configure(&conf).profile_name(profile).build();
+    provider.provide_credentials().await.map_err(|e| refused(&format!("credentials (profile {profile})"), e))
 }
 
-fn refused(what: &str, error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::new(ErrorKind::CredentialsExpired, Op::Configure, what).with_source(error)
+/// The region in the ARN of a secret.
+fn region_of(secret: &str) -> Option<String> {
+    match secret.split(':').collect::<Vec<_>>()[..] {
+        ["arn", _, "secretsmanager", region, ..] if !region.is_empty() => Some(region.to_owned()),
+        _ => None,
+    }
+}
+
+/// Nothing was given: either nobody could be reached, which passes, or there is nothing to be had.
+fn refused(what: &str, error: impl StdError + Send + Sync + 'static) -> Error {
+    let kind = if is_unreachable(&error) { ErrorKind::Unavailable } else { ErrorKind::CredentialsExpired };
+    Error::new(kind, Op::Configure, what).with_source(error)
+}
+
+fn is_unreachable(error: &(dyn StdError + 'static)) -> bool {
+    let here = error.downcast_ref::<ConnectorError>().is_some_and(|e| e.is_io() || e.is_timeout())
+        || matches!(error.downcast_ref::<CredentialsError>(), Some(CredentialsError::ProviderTimedOut(_)));
+    here || error.source().is_some_and(is_unreachable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outage_is_told_from_a_refusal() {
+        let cause = || "why".to_owned();
+        let unreachable = refused("role", CredentialsError::provider_error(ConnectorError::io(cause().into())));
+        assert_eq!((unreachable.kind(), unreachable.is_retryable()), (ErrorKind::Unavailable, true));
+        for error in [CredentialsError::not_loaded(cause()), CredentialsError::provider_error(ConnectorError::user(cause().into()))] {
+            assert_eq!(refused("role", error).kind(), ErrorKind::CredentialsExpired);
+        }
+    }
+
+    #[test]
+    fn the_arn_of_a_secret_says_where_it_is() {
+        assert_eq!(region_of("arn:aws-cn:secretsmanager:cn-north-1:1:secret:dth/a-b").as_deref(), Some("cn-north-1"));
+        assert_eq!(region_of("dth/a"), None);
+    }
 }
 
 #[cfg(feature = "secrets-manager")]
@@ -87,7 +132,7 @@ mod secret {
             SdkError::ServiceError(_) | SdkError::TimeoutError(_) | SdkError::ResponseError(_) => {
                 Error::new(ErrorKind::Unavailable, Op::Configure, &target).with_source(error)
             }
-            // Nobody to ask with, or nobody there.
+            // Nobody to ask with, or nobody there, which the causes tell.
             _ => refused(&target, error),
         })?;
         let text = answer.secret_string.or_else(|| String::from_utf8(answer.secret_binary?.into_inner()).ok());

@@ -12,7 +12,7 @@ use dth_core::{
     queue::Message,
     sink::{Body, Condition, PutOptions},
     source::ReadOptions,
-    state::PackId,
+    state::{PackId, Record, RecordWrite, RunId, Status},
 };
 use dth_examples::Settings;
 use dth_s3::BucketFacts;
@@ -24,7 +24,8 @@ struct Args {
     /// Settings in TOML.
     #[arg(long, short)]
     config: PathBuf,
-    /// Also write, read and delete a probe object at the destination (`.dth-doctor-…`).
+    /// Also write: a probe object at the destination (`.dth-doctor-…`, deleted again), a test message, a test notice; and make queue
+    /// and table where the settings say so.
     #[arg(long)]
     write: bool,
 }
@@ -52,11 +53,13 @@ async fn main() -> anyhow::Result<ExitCode> {
     if let Some(entry) = readable {
         doctor.tell("source: read", "s3:GetObject", source.read(&entry.key, &ReadOptions::default()).await.map(drop));
     }
-    doctor.tell("destination: list", "s3:ListBucket", sink.list(&ListRequest { max: Some(1), ..ListRequest::default() }).await);
-    doctor.tell("destination: list uploads", "s3:ListBucketMultipartUploads", sink.list_uploads("", None).await);
+    // As the task asks: the rights may be for its prefix alone.
+    let prefix = KeyMap::new(&settings.destination_prefix).destination_prefix(&settings.finder.prefix);
+    let request = ListRequest { prefix: prefix.clone(), max: Some(1), ..ListRequest::default() };
+    doctor.tell("destination: list", "s3:ListBucket", sink.list(&request).await);
+    doctor.tell("destination: list uploads", "s3:ListBucketMultipartUploads", sink.list_uploads(&prefix, None).await);
     if args.write {
-        let probe = ObjectKey::new(format!(".dth-doctor-{}", std::process::id()));
-        let key = KeyMap::new(&settings.destination_prefix).to_destination(&probe);
+        let key = ObjectKey::new(format!("{prefix}.dth-doctor-{}", std::process::id()));
         let absent = PutOptions { condition: Condition::Absent, ..PutOptions::default() };
         let put = || sink.put(&key, Body::Bytes(vec!["probe".into()]), &absent);
         if doctor.tell("destination: write", "s3:PutObject", put().await).is_some() {
@@ -73,16 +76,21 @@ async fn main() -> anyhow::Result<ExitCode> {
     if settings.cluster.is_some() {
         cluster(&settings, &mut doctor, args.write).await;
     }
+    alarms(&settings, &mut doctor, args.write).await;
     Ok(ExitCode::from(if doctor.failed { dth_examples::INCOMPLETE } else { dth_examples::OK }))
 }
 
 /// Queue and table in AWS.
 async fn cluster(settings: &Settings, doctor: &mut Doctor, write: bool) {
-    let stores = match settings.stores().await {
+    let opened = if write { settings.stores().await } else { settings.stores_as_they_are().await };
+    let stores = match opened {
         Ok(stores) => stores,
         Err(error) => {
             doctor.failed = true;
             println!("FAIL  queue and table (needs sqs:GetQueueUrl, sqs:GetQueueAttributes, dynamodb:DescribeTable): {error:#}");
+            if settings.cluster.as_ref().is_some_and(|c| c.create) && !write {
+                println!("      `create = true` makes them: by `doctor --write`, or by whatever is started first");
+            }
             return;
         }
     };
@@ -93,13 +101,46 @@ async fn cluster(settings: &Settings, doctor: &mut Doctor, write: bool) {
     let probe = ObjectKey::new(".dth-doctor");
     doctor.tell("table: read records", "dynamodb:BatchGetItem", stores.state.records(std::slice::from_ref(&probe)).await);
     doctor.tell("table: read runs", "dynamodb:Query", stores.state.runs(1).await);
-    if write {
-        let message = [Message { body: r#"{"Event":"s3:TestEvent"}"#.into(), delay: Duration::ZERO }];
-        let sent = stores.queue.send(&message).await.and_then(|sent| sent.into_iter().collect::<Result<Vec<()>>>());
-        doctor.tell("queue: send (a test message, which workers throw away)", "sqs:SendMessage", sent);
-        let pack = PackId::new(format!("doctor-{:016x}", SystemEnv.random()));
-        let claimed = stores.state.claim(&pack, None, SystemEnv.random() >> 1, &[(probe, None)]).await;
-        doctor.tell("table: write", "dynamodb:UpdateItem, dynamodb:PutItem, dynamodb:DeleteItem", claimed);
+    if !write {
+        return;
+    }
+    let test = r#"{"Event":"s3:TestEvent"}"#;
+    let message = [Message { body: test.into(), delay: Duration::ZERO }];
+    let sent = stores.queue.send(&message).await.and_then(|sent| sent.into_iter().collect::<Result<Vec<()>>>());
+    doctor.tell("queue: send (a test message)", "sqs:SendMessage", sent);
+    // Takes its own message, if it comes among the first, and gives others back at once.
+    let received = stores.queue.receive(10, Duration::from_secs(5), Duration::from_secs(2)).await;
+    for delivery in doctor.tell("queue: receive", "sqs:ReceiveMessage", received).unwrap_or_default() {
+        if delivery.body == test {
+            doctor.tell("queue: delete", "sqs:DeleteMessage", stores.queue.ack(&delivery.receipt).await);
+        } else {
+            doctor.tell("queue: give back", "sqs:ChangeMessageVisibility", stores.queue.release(&delivery.receipt, Duration::ZERO).await);
+        }
+    }
+    let pack = PackId::new(format!("doctor-{:016x}", SystemEnv.random()));
+    let claim = stores.state.claim(&pack, None, SystemEnv.random() >> 1, &[(probe.clone(), None)]).await;
+    if let Some(claim) = doctor.tell("table: claim", "dynamodb:UpdateItem, dynamodb:BatchGetItem", claim) {
+        // Over a record that is not there: the rights are asked for, and nothing is written.
+        let record = Record::new(probe, RunId::new("doctor"), Status::Skipped, SystemEnv.now());
+        let write = RecordWrite { record: Record { version: u64::from(u32::MAX), ..record }, ends: Vec::new() };
+        let written = stores.state.commit(&claim.fence, &[write]).await;
+        doctor.tell("table: write a record", "dynamodb:PutItem, dynamodb:UpdateItem, dynamodb:ConditionCheckItem", written);
+    }
+}
+
+/// Who is told.
+async fn alarms(settings: &Settings, doctor: &mut Doctor, write: bool) {
+    match settings.alarms().await {
+        Ok(alarms) if write => {
+            for (notifier, sent) in alarms.test().await {
+                doctor.tell(&format!("alarms: a test notice by {notifier}"), "sns:Publish, or the webhook's token", sent);
+            }
+        }
+        Ok(_) => {}
+        Err(error) => {
+            doctor.failed = true;
+            println!("FAIL  alarms: {error:#}");
+        }
     }
 }
 

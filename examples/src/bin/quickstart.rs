@@ -2,7 +2,7 @@
 
 #![expect(clippy::print_stdout, reason = "a program for people")]
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use clap::Parser;
 use dth_core::{
     env::{Env, SystemEnv},

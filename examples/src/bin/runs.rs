@@ -69,7 +69,7 @@ async fn main() -> anyhow::Result<()> {
     dth_examples::log();
     let settings = Settings::load(&args.config)?;
     let (retry, intake) = (settings.finder.retry, Intake::new(&settings.finder, &settings.worker.events)?);
-    let Stores { queue, state } = settings.stores().await?;
+    let Stores { queue, state } = settings.stores_as_they_are().await?;
     match args.command {
         Command::List => {
             for run in state.runs(100).await? {

@@ -41,7 +41,7 @@ async fn main() -> anyhow::Result<ExitCode> {
             let own = tempfile::NamedTempFile::new()?.into_temp_path().keep()?;
             let path = export.clone().unwrap_or(own);
             let mut out = BufWriter::new(std::fs::File::create(&path).with_context(|| format!("cannot write `{}`", path.display()))?);
-            let state = settings.stores().await?.state;
+            let state = settings.stores_as_they_are().await?.state;
             let mut lines = manifest::export(&*state, &keys, &mut out).await?;
             if let (Some(folder), Some(run)) = (&settings.manifest, state.runs(100).await?.iter().find(|run| run.totals.source_pages > 0)) {
                 lines += Spool::new(folder).export(&run.id, &*state, &mut out).await?;

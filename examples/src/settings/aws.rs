@@ -13,7 +13,7 @@ use dth_state::{
     DynamoStore, SqsQueue,
     aws::{JobTable, SdkConfig, SnsNotifier, aws_config},
 };
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 /// Queue and state.
 pub(super) async fn open(cluster: &Cluster) -> Result<Stores> {
@@ -21,15 +21,18 @@ pub(super) async fn open(cluster: &Cluster) -> Result<Stores> {
         let why = "name the queue: `cluster.queue`, or JOB_QUEUE_NAME in the environment";
         return Err(Error::new(ErrorKind::Invalid, Op::Configure, "queue").with_source(why));
     }
-    let config = config(cluster).await?;
-    let (queue, state) = if cluster.create {
-        (SqsQueue::create(&config, &cluster.queue).await?, DynamoStore::create(&config, &cluster.table, &cluster.task).await?)
+    let (of_queue, of_table) = (config(cluster, cluster.queue_endpoint.as_ref()).await?, of_table(cluster).await?);
+    let (queue, mut state) = if cluster.create {
+        (SqsQueue::create(&of_queue, &cluster.queue).await?, DynamoStore::create(&of_table, &cluster.table, &cluster.task).await?)
     } else {
-        (SqsQueue::open(&config, &cluster.queue).await?, DynamoStore::open(&config, &cluster.table, &cluster.task).await?)
+        (SqsQueue::open(&of_queue, &cluster.queue).await?, DynamoStore::open(&of_table, &cluster.table, &cluster.task).await?)
     };
+    if let Some(days) = cluster.record_ttl_days {
+        state = state.with_record_ttl(Duration::from_secs(u64::from(days) * 86_400));
+    }
     let state: Arc<dyn StateStore> = Arc::new(state);
     let state = match &cluster.job_table {
-        Some(name) => Arc::new(JobTable::open(&config, name).await?.mirror(state)),
+        Some(name) => Arc::new(JobTable::open(&of_table, name).await?.mirror(state)),
         None => state,
     };
     Ok(Stores { queue: Arc::new(queue), state })
@@ -38,7 +41,7 @@ pub(super) async fn open(cluster: &Cluster) -> Result<Stores> {
 /// Makes records of the rows of the original system's job table.
 pub(super) async fn import_job_table(cluster: &Cluster, state: &dyn StateStore) -> anyhow::Result<Vec<String>> {
     let name = cluster.job_table.as_ref().context("this command needs `job_table = \"NAME\"` in [cluster]")?;
-    let told = JobTable::open(&config(cluster).await?, name).await?.import(state, &SystemEnv).await?;
+    let told = JobTable::open(&of_table(cluster).await?, name).await?.import(state, &SystemEnv).await?;
     let sum = format!("{} rows imported, {} objects were known already", told.imported, told.known);
     Ok([sum].into_iter().chain(told.unreadable.into_iter().map(|row| format!("not read: {row}"))).collect())
 }
@@ -48,9 +51,13 @@ pub(super) async fn topic(arn: &str, endpoint: Option<&String>, http: &Http) -> 
     Ok(Arc::new(SnsNotifier::new(&sdk_config(None, endpoint, http).await, arn)?))
 }
 
-async fn config(cluster: &Cluster) -> Result<SdkConfig> {
+async fn of_table(cluster: &Cluster) -> Result<SdkConfig> {
+    config(cluster, cluster.table_endpoint.as_ref()).await
+}
+
+async fn config(cluster: &Cluster, endpoint: Option<&String>) -> Result<SdkConfig> {
     let http = super::http(&cluster.proxy, cluster.ca_file.as_ref())?;
-    Ok(sdk_config(cluster.region.as_ref(), cluster.endpoint.as_ref(), &http).await)
+    Ok(sdk_config(cluster.region.as_ref(), endpoint.or(cluster.endpoint.as_ref()), &http).await)
 }
 
 async fn sdk_config(region: Option<&String>, endpoint: Option<&String>, http: &Http) -> SdkConfig {
