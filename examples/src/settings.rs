@@ -267,10 +267,10 @@ impl Settings {
         Ok(Stores { queue: Arc::clone(&file) as _, state: file })
     }
 
-    /// Takes the job table of the original system over; answers what there is to tell.
-    pub async fn import_job_table(&self, state: &dyn StateStore) -> anyhow::Result<Vec<String>> {
+    /// Takes the job table of the original system over, and leaves it as it is; answers what there is to tell.
+    pub async fn import_job_table(&self) -> anyhow::Result<Vec<String>> {
         let cluster = self.cluster.as_ref().context("this command needs [cluster] in the settings")?;
-        aws::import_job_table(cluster, state).await
+        aws::import_job_table(cluster).await
     }
 
     /// Whom the settings tell.

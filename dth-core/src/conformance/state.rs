@@ -262,6 +262,17 @@ pub async fn the_last_parts_are_known_as_such(bench: &StateBench) -> Checked {
         bench.state.forget_parts(&upload).await?;
         hold!(!bench.state.parts_complete(&upload, &[1], total).await?, "{name}: complete after it was forgotten");
     }
+    // Two at once, each with what the other one lacks: not both may be told that parts are missing.
+    let (upload, total) = (UploadId::new("at once"), 600);
+    let numbers = |rest: u32| (1..=total).filter(|n| n % 2 == rest).collect::<Vec<_>>();
+    for some in (1..=total).collect::<Vec<_>>().chunks(200) {
+        bench.state.save_parts(&upload, &some.iter().map(|n| part(*n)).collect::<Vec<_>>()).await?;
+    }
+    let (odd, even) = (numbers(1), numbers(0));
+    let (one, other) =
+        tokio::try_join!(bench.state.parts_complete(&upload, &odd, total), bench.state.parts_complete(&upload, &even, total))?;
+    hold!(one || other, "both were told that parts are missing");
+    bench.state.forget_parts(&upload).await?;
     Ok(Verdict::Held)
 }
 

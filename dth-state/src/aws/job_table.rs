@@ -484,6 +484,8 @@ mod tests {
             (include_str!("../../fixtures/job-table/error.json"), Status::Failed),
             (include_str!("../../fixtures/job-table/cancel.json"), Status::Cancelled),
             (include_str!("../../fixtures/job-table/split-done.json"), Status::Started),
+            (include_str!("../../fixtures/job-table/part-done.json"), Status::Started),
+            (include_str!("../../fixtures/job-table/part-error.json"), Status::Started),
         ] {
             let row = JobRow::from_item(&fixture(text)).unwrap();
             assert_eq!(row.status.status(), status);
@@ -493,5 +495,32 @@ mod tests {
         odd.insert("JobStatus".into(), text("WHATEVER"));
         let error = JobRow::from_item(&odd).unwrap_err().chain();
         assert!(error.contains("WHATEVER") && error.contains("photos/"), "{error}");
+    }
+
+    /// What our records say in its words, attribute for attribute.
+    #[test]
+    fn records_are_written_as_the_original_writes_them() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let record = |key: &str, status, size, ended| {
+            let mut record = Record::new(key.into(), RunId::new("r"), status, at(ended));
+            record.source = Some(SourceVersion { etag: Some(ETag::new("of the source")), size, version: None });
+            record
+        };
+        let written = |record: &Record| JobRow::of(record, Some(at(1_642_582_800))).to_item();
+        let without = |mut item: Item, name: &str| {
+            item.remove(name);
+            item
+        };
+        let failed = record("photos/2022/c.jpg", Status::Failed, 7, 1_642_583_700);
+        assert_eq!(written(&failed), fixture(include_str!("../../fixtures/job-table/error.json")));
+        // Empty texts, and sequencers that say nothing, are left out.
+        let cancelled = record("photos/2022/d.jpg", Status::Cancelled, 0, 1_642_582_801);
+        assert_eq!(written(&cancelled), without(fixture(include_str!("../../fixtures/job-table/cancel.json")), "Etag"));
+        let started = record("photos/2022/b.jpg", Status::Started, 52_428_800, 1_642_582_999);
+        assert_eq!(written(&started), without(fixture(include_str!("../../fixtures/job-table/started.json")), "Sequencer"));
+        let mut done = record("photos/2022/a b+c é.jpg", Status::Done, 10_240, 1_642_582_803);
+        done.destination = Some(ETag::new("7ac66c0f148de9519b8bd264312c4d64"));
+        done.sequencer = Sequencer::new("0055AED6DCD90281E5");
+        assert_eq!(written(&done), fixture(include_str!("../../fixtures/job-table/done.json")));
     }
 }

@@ -68,6 +68,12 @@ async fn main() -> anyhow::Result<()> {
     let args: Args = dth_examples::arguments();
     dth_examples::log();
     let settings = Settings::load(&args.config)?;
+    if matches!(args.command, Command::Import) {
+        for line in settings.import_job_table().await? {
+            println!("{line}");
+        }
+        return Ok(());
+    }
     let (retry, intake) = (settings.finder.retry, Intake::new(&settings.finder, &settings.worker.events)?);
     let Stores { queue, state } = settings.stores_as_they_are().await?;
     match args.command {
@@ -113,11 +119,8 @@ async fn main() -> anyhow::Result<()> {
             let before = SystemEnv.now().saturating_sub(Duration::from_secs(u64::from(days) * 86_400))?;
             println!("{} runs forgotten", state.forget_runs(before).await?);
         }
-        Command::Import => {
-            for line in settings.import_job_table(&*state).await? {
-                println!("{line}");
-            }
-        }
+        // It opens what it needs by itself.
+        Command::Import => {}
         Command::Redrive { only } => match runs::redrive(&*state, &*queue, only.as_deref(), &intake, &SystemEnv, &retry).await? {
             Some(run) => println!("run {}: {} jobs are queued again", run.id, run.sent_jobs()),
             None => println!("no dead letters to send again"),

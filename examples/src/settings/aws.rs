@@ -39,9 +39,11 @@ pub(super) async fn open(cluster: &Cluster) -> Result<Stores> {
 }
 
 /// Makes records of the rows of the original system's job table.
-pub(super) async fn import_job_table(cluster: &Cluster, state: &dyn StateStore) -> anyhow::Result<Vec<String>> {
+pub(super) async fn import_job_table(cluster: &Cluster) -> anyhow::Result<Vec<String>> {
     let name = cluster.job_table.as_ref().context("this command needs `job_table = \"NAME\"` in [cluster]")?;
-    let told = JobTable::open(&of_table(cluster).await?, name).await?.import(state, &SystemEnv).await?;
+    let table = JobTable::open(&of_table(cluster).await?, name).await?;
+    let Stores { state, .. } = open(&Cluster { job_table: None, ..cluster.clone() }).await?;
+    let told = table.import(&*state, &SystemEnv).await?;
     let sum = format!("{} rows imported, {} objects were known already", told.imported, told.known);
     Ok([sum].into_iter().chain(told.unreadable.into_iter().map(|row| format!("not read: {row}"))).collect())
 }

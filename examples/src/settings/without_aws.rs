@@ -6,7 +6,6 @@ use dth_core::{
     error::{Error, ErrorKind, Op, Result},
     http::Http,
     notify::Notifier,
-    state::StateStore,
 };
 use std::sync::Arc;
 
@@ -14,7 +13,7 @@ pub(super) async fn open(_: &Cluster) -> Result<Stores> {
     Err(missing("SQS and DynamoDB"))
 }
 
-pub(super) async fn import_job_table(_: &Cluster, _: &dyn StateStore) -> anyhow::Result<Vec<String>> {
+pub(super) async fn import_job_table(_: &Cluster) -> anyhow::Result<Vec<String>> {
     Err(missing("DynamoDB").into())
 }
 

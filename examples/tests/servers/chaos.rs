@@ -67,14 +67,21 @@ impl Processes {
         all
     }
 
-    fn start(&self, binary: &str) -> Child {
+    /// Starts a program by its name and arguments.
+    fn start(&self, line: &str) -> Child {
+        let (binary, arguments) = line.split_once(' ').unwrap_or((line, ""));
         let path = match binary {
             "finder" => env!("CARGO_BIN_EXE_finder"),
             _ => env!("CARGO_BIN_EXE_worker"),
         };
         let mut command = Command::new(path);
-        command.arg("--config").arg(&self.config).envs(self.keys.iter().cloned()).stdout(Stdio::null()).stderr(Stdio::null());
-        command.spawn().unwrap()
+        command.arg("--config").arg(&self.config).args(arguments.split_whitespace()).envs(self.keys.iter().cloned());
+        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    /// Whether a program has ended, and if so, whether well.
+    pub(crate) fn ended(&mut self, i: usize) -> Option<bool> {
+        self.running[i].1.try_wait().unwrap().map(|status| status.success())
     }
 
     pub(crate) fn kill(&mut self, i: usize) {

@@ -336,24 +336,12 @@ impl DynamoStore {
                     self.one_of_many(|| async { call.clone().send().await.map_err(|e| classify(Op::LoadState, &*self.table, e)) }).await
                 }
             });
-        let mut found: Vec<ObjectKey> = Vec::new();
-        let mut complete_to: Option<ObjectKey> = None;
+        let mut found = Vec::new();
         for page in futures_util::future::try_join_all(pages).await? {
             let keys = page.items().iter().map(|item| self.key_of(item)).collect::<Result<Vec<_>>>()?;
-            if page.last_evaluated_key.is_some()
-                && let Some(last) = keys.last()
-            {
-                // Behind it there may be more in this partition: nothing of the others may be told before it.
-                complete_to = Some(complete_to.map_or(last.clone(), |known| known.min(last.clone())));
-            }
-            found.extend(keys);
+            found.push((keys, page.last_evaluated_key.is_some()));
         }
-        found.sort_unstable();
-        if let Some(end) = complete_to {
-            found.retain(|key| *key <= end);
-        }
-        found.truncate(max);
-        Ok(found)
+        Ok(in_order(found, max))
     }
 
     async fn scan(&self, query: &RecordQuery, max: usize) -> Result<Vec<Record>> {
@@ -428,6 +416,19 @@ impl DynamoStore {
 
 fn client(config: &SdkConfig) -> Client {
     Client::from_conf(client_config!(aws_sdk_dynamodb, config))
+}
+
+/// The least keys of pages of several partitions, each in order, and whether it goes on: at most `max`, and as far as all are known.
+fn in_order(pages: Vec<(Vec<ObjectKey>, bool)>, max: usize) -> Vec<ObjectKey> {
+    // Behind the last key of a page that goes on there may be more: nothing of the others may be told before it.
+    let known_to = pages.iter().filter(|(_, goes_on)| *goes_on).filter_map(|(keys, _)| keys.last()).min().cloned();
+    let mut found: Vec<ObjectKey> = pages.into_iter().flat_map(|(keys, _)| keys).collect();
+    found.sort_unstable();
+    if let Some(end) = known_to {
+        found.retain(|key| *key <= end);
+    }
+    found.truncate(max);
+    found
 }
 
 fn only_key(item: &Item) -> Item {
@@ -834,5 +835,41 @@ impl StateStore for DynamoStore {
             forgotten += 1;
         }
         Ok(forgotten)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Whatever lies in which partition, and however short their pages are, page by page all come out, in order.
+        #[test]
+        fn pages_of_partitions_are_one_list(
+            partitions in proptest::collection::vec(proptest::collection::btree_set("[a-d]{1,3}", 0..12), 1..5),
+            page in 1usize..4,
+            max in 1usize..6,
+        ) {
+            let of = |keys: &BTreeSet<String>| keys.iter().map(|k| ObjectKey::new(k.as_str())).collect::<BTreeSet<_>>();
+            let mut all: Vec<ObjectKey> = Vec::new();
+            // A key lies in one partition.
+            let mut seen = BTreeSet::new();
+            let partitions: Vec<Vec<ObjectKey>> =
+                partitions.iter().map(|keys| of(keys).into_iter().filter(|k| seen.insert(k.clone())).collect()).collect();
+            let mut after: Option<ObjectKey> = None;
+            loop {
+                let pages = partitions.iter().map(|keys| {
+                    let rest: Vec<ObjectKey> = keys.iter().filter(|k| after.as_ref().is_none_or(|a| *k > a)).cloned().collect();
+                    (rest.iter().take(page).cloned().collect(), rest.len() > page)
+                });
+                let found = in_order(pages.collect(), max);
+                prop_assert!(found.len() <= max);
+                let Some(last) = found.last() else { break };
+                after = Some(last.clone());
+                all.extend(found);
+            }
+            prop_assert_eq!(all, seen.into_iter().collect::<Vec<_>>());
+        }
     }
 }

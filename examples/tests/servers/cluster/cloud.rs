@@ -2,7 +2,7 @@
 
 use crate::{
     chaos::referee,
-    features::Tinyproxy,
+    features::{Tinyproxy, read},
     support::{Pair, ministacks, put, venv},
 };
 use dth_core::{
@@ -12,6 +12,7 @@ use dth_core::{
     memory::MemoryState,
     object::ObjectKey,
     queue::Queue,
+    source::ReadOptions,
     state::{RecordQuery, StateStore, Status},
 };
 use dth_examples::{
@@ -72,7 +73,8 @@ print(json.dumps(bodies))
 /// Makes a role with all rights to S3; prints its ARN.
 const MAKE_ROLE: &str = r#"
 iam = client("iam")
-trust = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": "sts:AssumeRole"}]}
+trust = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": "sts:AssumeRole",
+                                                 "Condition": {"StringEquals": {"sts:ExternalId": "given"}}}]}
 try:
     role = iam.create_role(RoleName=sys.argv[1], AssumeRolePolicyDocument=json.dumps(trust))["Role"]
 except iam.exceptions.EntityAlreadyExistsException:
@@ -100,12 +102,17 @@ pub(super) fn own_rights() -> Vec<(String, String)> {
 }
 
 async fn run(binary: &str, config: &Path, arguments: &[&str]) -> Output {
+    run_as(binary, config, arguments, own_rights()).await
+}
+
+/// Runs a program with these variables in its environment.
+pub(super) async fn run_as(binary: &str, config: &Path, arguments: &[&str], environment: Vec<(String, String)>) -> Output {
     let mut command = Command::new(binary);
-    command.arg("--config").arg(config).args(arguments).envs(own_rights());
+    command.arg("--config").arg(config).args(arguments).envs(environment);
     tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
 }
 
-fn write_config(pair: &Pair) -> std::path::PathBuf {
+pub(super) fn write_config(pair: &Pair) -> std::path::PathBuf {
     let config = pair.folder.path().join("task.toml");
     std::fs::write(&config, toml::to_string(&pair.settings).unwrap()).unwrap();
     config
@@ -305,6 +312,14 @@ except s3.exceptions.BucketAlreadyOwnedByYou:
     }
     let error = S3Store::new(wrong).unwrap().head(&"k00".into(), None).await.unwrap_err();
     assert!(error.chain().contains("writer"), "{}", error.chain());
+    for given in [None, Some("another".to_owned())] {
+        let mut wrong = settings.destination.clone();
+        if let CredentialsConfig::AssumeRole { external_id, .. } = &mut wrong.credentials {
+            *external_id = given;
+        }
+        let error = S3Store::new(wrong).unwrap().head(&"k00".into(), None).await.unwrap_err();
+        assert!(error.chain().contains("writer"), "{}", error.chain());
+    }
 }
 
 /// People hear of dead letters, of the end of a run and of a finder that cannot go on, by SNS and by a webhook.
@@ -319,6 +334,7 @@ async fn people_are_told_by_topic_and_webhook() {
     put(&pair.source, "other", vec![1; 10]).await;
     let alarms = &mut pair.settings.alarms;
     alarms.task = "photos".into();
+    alarms.log = true;
     alarms.sns = Some(topic.trim().to_owned());
     alarms.endpoint = Some(cloud.endpoint.clone());
     let text = toml::to_string(&pair.settings).unwrap().replace("[alarms]\n", &format!("[alarms]\nwebhook = \"{url}\"\n"));
@@ -334,10 +350,12 @@ async fn people_are_told_by_topic_and_webhook() {
     drop(state);
     let out = run(env!("CARGO_BIN_EXE_transfer"), &config, &[]).await;
     assert!(out.status.success(), "{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("photos: 1 job was given up"), "{}", String::from_utf8_lossy(&out.stderr));
     let missing = text.replace("bucket = \"source\"", "bucket = \"no-such-bucket\"");
     std::fs::write(&config, missing).unwrap();
     let out = run(env!("CARGO_BIN_EXE_finder"), &config, &[]).await;
     assert!(!out.status.success());
+    assert!(String::from_utf8_lossy(&out.stderr).contains("photos: the finder failed"), "{}", String::from_utf8_lossy(&out.stderr));
 
     let by_topic: Vec<String> = serde_json::from_str(&cloud.python(&venv(), RECEIVE_ALL, &["alarms"]).await.unwrap()).unwrap();
     let by_topic: Vec<Value> = by_topic
@@ -401,6 +419,7 @@ arn = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attri
 allow = {"Effect": "Allow", "Principal": {"Service": "s3.amazonaws.com"}, "Action": "sqs:SendMessage", "Resource": arn}
 sqs.set_queue_attributes(QueueUrl=url, Attributes={"Policy": json.dumps({"Version": "2012-10-17", "Statement": [allow]})})
 events = {"QueueArn": arn, "Events": ["s3:ObjectCreated:*", "s3:ObjectRemoved:*"]}
+s3.put_bucket_versioning(Bucket="source", VersioningConfiguration={"Status": "Enabled"})
 s3.put_bucket_notification_configuration(Bucket="source", NotificationConfiguration={"QueueConfigurations": [events]})
 "#;
     const CHANGE: &str = r#"
@@ -412,6 +431,12 @@ for n in range(400):
         s3.delete_object(Bucket="source", Key=key)
     else:
         s3.put_object(Bucket="source", Key=key, Body=str(n).encode())
+# An older version is removed for good: what is current stays.
+for key in ["versions/kept", "versions/deleted"]:
+    older = s3.put_object(Bucket="source", Key=key, Body=b"older")["VersionId"]
+    s3.put_object(Bucket="source", Key=key, Body=b"current")
+    s3.delete_object(Bucket="source", Key=key, VersionId=older)
+s3.delete_object(Bucket="source", Key="versions/deleted")
 print(len(s3.list_objects_v2(Bucket="source").get("Contents", [])))
 "#;
     let mut pair = ministacks().await;
@@ -436,6 +461,7 @@ print(len(s3.list_objects_v2(Bucket="source").get("Contents", [])))
     let verdict = referee(&pair);
     println!("{} objects are left after 400 changes, told of by the bucket: {verdict:?}", left.trim());
     assert!(verdict.is_green() && verdict.compared.to_string() == left.trim(), "{verdict:?}");
+    assert_eq!(read(&pair.sink, "versions/kept", ReadOptions::default()).await, b"current");
     assert_eq!(stores.queue.depth().await.unwrap().dead, 0);
 }
 
@@ -461,7 +487,7 @@ print(json.dumps({row["ObjectKey"]["S"]: row for row in db.scan(TableName="old")
 "#;
     let mut pair = ministacks().await;
     let cloud = Server::ministack(&venv()).await.unwrap();
-    let rows = ["done", "started", "error", "cancel", "split-done"].map(|name| {
+    let rows = ["done", "started", "error", "cancel", "split-done", "part-done", "part-error"].map(|name| {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../dth-state/fixtures/job-table");
         std::fs::read_to_string(folder.join(format!("{name}.json"))).unwrap()
     });
@@ -469,46 +495,41 @@ print(json.dumps({row["ObjectKey"]["S"]: row for row in db.scan(TableName="old")
     let arguments: Vec<&str> = rows.iter().map(String::as_str).chain([odd]).collect();
     cloud.python(&venv(), MAKE_TABLE, &arguments).await.unwrap();
 
+    // A task on the names of the original system in the environment, as its users have them.
+    pair.settings.state = None;
+    let mut environment = own_rights();
+    environment.extend(crate::chaos::keys_by_environment(&mut pair));
+    for (name, value) in [("JOB_QUEUE_NAME", "jobs"), ("JOB_TABLE_NAME", "old"), ("AWS_ENDPOINT_URL", cloud.endpoint.as_str())] {
+        environment.push((name.to_owned(), value.to_owned()));
+    }
+    let config_file = write_config(&pair);
+    let start = async |binary: &str, arguments: &[&str]| run_as(binary, &config_file, arguments, environment.clone()).await;
+    let shown = async || -> Value { serde_json::from_str(&cloud.python(&venv(), READ_TABLE, &[]).await.unwrap()).unwrap() };
+    let before = shown().await;
+    let out = start(env!("CARGO_BIN_EXE_runs"), &["list"]).await;
+    assert!(!out.status.success(), "who only looks makes nothing: {out:?}");
+    for told in ["307 rows imported, 0 objects were known already", "0 rows imported, 307 objects were known already"] {
+        let out = start(env!("CARGO_BIN_EXE_runs"), &["import"]).await;
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        assert!(text.starts_with(told) && text.contains("WHATEVER"), "{out:?}");
+    }
+    assert_eq!(shown().await, before, "what was imported is left as it was");
     let config = cloud.aws(None).await;
     let table = JobTable::open(&config, "old").await.unwrap();
-    let state = DynamoStore::create(&config, "old-dth", "default").await.unwrap();
-    let told = table.import(&state, &SystemEnv).await.unwrap();
-    assert_eq!((told.imported, told.known, told.unreadable.len()), (305, 0, 1), "{told:?}");
-    assert!(told.unreadable[0].contains("WHATEVER"), "{told:?}");
-    let again = table.import(&state, &SystemEnv).await.unwrap();
-    assert_eq!((again.imported, again.known), (0, 305));
+    let state = DynamoStore::open(&config, "old-dth", "default").await.unwrap();
     let failed = state.query(&RecordQuery { status: Some(Status::Failed), ..RecordQuery::default() }, 10).await.unwrap();
     assert_eq!(failed.len(), 1);
     // It works for any store.
-    assert_eq!(table.import(&MemoryState::new(), &SystemEnv).await.unwrap().imported, 305);
+    assert_eq!(table.import(&MemoryState::new(), &SystemEnv).await.unwrap().imported, 307);
     // Ours is none of theirs.
     assert!(JobTable::open(&config, "old-dth").await.unwrap_err().chain().contains("ObjectKey"));
 
-    // A task on the names of the original configuration: what it does shows in the old table.
+    // What our task does shows in the old table.
     put(&pair.source, "photos/2022/b.jpg", vec![7; 500]).await;
     put(&pair.source, "new/é", vec![8; 9]).await;
-    pair.settings.state = None;
-    pair.settings.cluster = Some(Cluster {
-        queue: "jobs".into(),
-        table: "old-dth".into(),
-        job_table: Some("old".into()),
-        create: true,
-        region: Some("us-east-1".into()),
-        endpoint: Some(cloud.endpoint.clone()),
-        ..Cluster::default()
-    });
-    let keys = crate::chaos::keys_by_environment(&mut pair);
-    let config_file = write_config(&pair);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_transfer"));
-    command.arg("--config").arg(&config_file).envs(own_rights()).envs(keys.clone());
-    let out = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let out = start(env!("CARGO_BIN_EXE_transfer"), &[]).await;
     assert!(out.status.success(), "{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
-    let mut command = Command::new(env!("CARGO_BIN_EXE_runs"));
-    command.arg("--config").arg(&config_file).arg("import").envs(own_rights()).envs(keys);
-    let out = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
-    assert!(String::from_utf8_lossy(&out.stdout).starts_with("0 rows imported, 306 objects were known already"), "{out:?}");
-
-    let shown: Value = serde_json::from_str(&cloud.python(&venv(), READ_TABLE, &[]).await.unwrap()).unwrap();
+    let shown = shown().await;
     for (key, size) in [("photos/2022/b.jpg", "500"), ("new/é", "9")] {
         let row = &shown[key];
         assert_eq!((row["JobStatus"]["S"].as_str(), row["Size"]["N"].as_str()), (Some("DONE"), Some(size)), "{row}");

@@ -21,9 +21,11 @@ use tokio::net::{TcpListener, TcpStream};
 pub(crate) enum Load {
     /// Not at all.
     Light,
-    /// About every third call is refused with the service's own throttling answer; of the batches that pass, every second one is
-    /// answered in part.
-    Heavy,
+    /// About every third call is refused with the service's own throttling answer, and some transactions because of one of their
+    /// items.
+    Throttled,
+    /// The same; and of the batches that pass, about every second one is done in part. For endpoints that check no signatures.
+    Cut,
 }
 
 /// What the services would bill, by their documented rules.
@@ -142,18 +144,41 @@ async fn pass(seen: Arc<Seen>, request: Request<Incoming>) -> anyhow::Result<Res
     let of_queue = request.headers().get("x-amz-target").is_some_and(|t| t.as_bytes().starts_with(b"AmazonSQS"));
     // Scattered: calls that are tried again must not meet the same answer for ever.
     let number = seen.number.fetch_add(1, Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
-    if seen.load == Load::Heavy && number % 3 == 1 {
+    let json = |status: u16, body: Value| {
+        let answer = Response::builder().status(status).header("content-type", "application/x-amz-json-1.0");
+        Ok(answer.body(Full::from(body.to_string()))?)
+    };
+    if seen.load != Load::Light && number % 3 == 1 {
         seen.throttled.fetch_add(1, Relaxed);
-        let code = if of_queue { "com.amazonaws.sqs#RequestThrottled" } else { "com.amazonaws.dynamodb.v20120810#ThrottlingException" };
-        let body = json!({"__type": code, "message": "slow down"}).to_string();
-        let answer = Response::builder().status(400).header("content-type", "application/x-amz-json-1.0");
-        return Ok(answer.body(Full::from(body))?);
+        let dynamo = "com.amazonaws.dynamodb.v20120810#";
+        if name == "TransactWriteItems" && number.is_multiple_of(2) {
+            let code = if number.is_multiple_of(4) { "TransactionConflict" } else { "ThrottlingError" };
+            let reasons = json!([{"Code": "None"}, {"Code": code, "Message": "not now"}]);
+            let text = "Transaction cancelled, please refer cancellation reasons for specific reasons";
+            let kind = format!("{dynamo}TransactionCanceledException");
+            return json(400, json!({"__type": kind, "Message": text, "CancellationReasons": reasons}));
+        }
+        let code = if of_queue { "com.amazonaws.sqs#RequestThrottled".to_owned() } else { format!("{dynamo}ThrottlingException") };
+        return json(400, json!({"__type": code, "message": "slow down"}));
     }
     *seen.calls.lock().unwrap().entry(name.clone()).or_default() += 1;
     let completes = request.method() == "POST" && request.uri().query().is_some_and(|q| q.starts_with("uploadId="));
     let completed = completes.then(|| request.uri().path().splitn(3, '/').nth(2).unwrap_or_default().to_owned());
-    let (head, body) = request.into_parts();
-    let asked = body.collect().await?.to_bytes();
+    let (mut head, body) = request.into_parts();
+    let mut asked = body.collect().await?.to_bytes();
+    let mut left = None;
+    if seen.load == Load::Cut
+        && number.is_multiple_of(2)
+        && let Some((rest, undone)) = cut(&name, &asked)
+    {
+        seen.cut.fetch_add(1, Relaxed);
+        if rest.is_null() {
+            return json(200, json!({"Successful": [], "Failed": undone.1}));
+        }
+        asked = rest.to_string().into();
+        head.headers.remove("content-length");
+        left = Some(undone);
+    }
     let socket = TcpStream::connect(&seen.upstream).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(socket)).await?;
     let mut task = TaskScope::new();
@@ -169,50 +194,47 @@ async fn pass(seen: Arc<Seen>, request: Request<Incoming>) -> anyhow::Result<Res
     if let (Ok(asked), Ok(answered)) = (serde_json::from_slice(&asked), serde_json::from_slice(&body)) {
         seen.account(of_queue, &name, &asked, &answered);
     }
-    if seen.load == Load::Heavy
-        && number.is_multiple_of(2)
-        && head.status.is_success()
-        && let Some(cut) = in_part(&name, &asked, &body)
+    if head.status.is_success()
+        && let Some((field, undone)) = left
     {
-        seen.cut.fetch_add(1, Relaxed);
-        body = cut.to_string().into();
+        let mut answer: Value = serde_json::from_slice(&body)?;
+        match (answer.get_mut(field).and_then(Value::as_array_mut), undone.as_array()) {
+            (Some(failed), Some(more)) => failed.extend(more.iter().cloned()),
+            _ => answer[field] = undone,
+        }
+        body = answer.to_string().into();
         head.headers.remove("content-length");
         head.headers.remove("x-amz-crc32");
     }
     Ok(Response::from_parts(head, Full::new(body)))
 }
 
-/// The answer to a batch as if a part of it had not been done. That part is done all the same: what is asked for again is
-/// harmless to do again.
-fn in_part(name: &str, asked: &[u8], answered: &[u8]) -> Option<Value> {
-    let asked: Value = serde_json::from_slice(asked).ok()?;
-    let mut answer: Value = serde_json::from_slice(answered).ok()?;
+/// A batch without a part of it, null where nothing is left, and what the answer is to say of that part, under this name. The part is
+/// not done: whoever does not ask for it again has lost it.
+fn cut(name: &str, asked: &[u8]) -> Option<(Value, (&'static str, Value))> {
+    let mut asked: Value = serde_json::from_slice(asked).ok()?;
     match name {
         "BatchGetItem" => {
-            let (table, items) = answer.get_mut("Responses")?.as_object_mut()?.iter_mut().next()?;
-            let (table, items) = (table.clone(), items.as_array_mut()?);
-            let left = items.split_off(items.len() / 2);
-            let keys: Vec<Value> = left.iter().map(|item| json!({"pk": item["pk"], "sk": item["sk"]})).collect();
-            if keys.is_empty() {
-                return None;
-            }
-            answer["UnprocessedKeys"] = json!({ table: {"Keys": keys, "ConsistentRead": true} });
+            let (table, of_table) = asked.get_mut("RequestItems")?.as_object_mut()?.iter_mut().next()?;
+            let (table, keys) = (table.clone(), of_table.get_mut("Keys")?.as_array_mut()?);
+            let left = keys.split_off(keys.len().div_ceil(2));
+            (!left.is_empty()).then(|| (asked, ("UnprocessedKeys", json!({ table: {"Keys": left, "ConsistentRead": true} }))))
         }
         "BatchWriteItem" => {
-            let (table, requests) = asked.get("RequestItems")?.as_object()?.iter().next()?;
-            let requests = requests.as_array()?;
-            if requests.len() < 2 {
-                return None;
-            }
-            answer["UnprocessedItems"] = json!({ table: requests[requests.len() / 2..] });
+            let (table, requests) = asked.get_mut("RequestItems")?.as_object_mut()?.iter_mut().next()?;
+            let (table, requests) = (table.clone(), requests.as_array_mut()?);
+            let left = requests.split_off(requests.len().div_ceil(2));
+            (!left.is_empty()).then(|| (asked, ("UnprocessedItems", json!({ table: left }))))
         }
-        "DeleteMessageBatch" | "ChangeMessageVisibilityBatch" => {
-            let one = answer.get_mut("Successful")?.as_array_mut()?.pop()?;
-            answer["Failed"] = json!([{"Id": one["Id"], "SenderFault": false, "Code": "InternalError", "Message": "not now"}]);
+        "SendMessageBatch" | "DeleteMessageBatch" | "ChangeMessageVisibilityBatch" => {
+            let entries = asked.get_mut("Entries")?.as_array_mut()?;
+            let one = entries.pop()?;
+            let rest = if entries.is_empty() { Value::Null } else { asked };
+            let refused = json!([{"Id": one["Id"], "SenderFault": false, "Code": "InternalError", "Message": "not now"}]);
+            Some((rest, ("Failed", refused)))
         }
-        _ => return None,
+        _ => None,
     }
-    Some(answer)
 }
 
 impl Seen {

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     chaos::{Processes, referee},
-    support::{bytes, ministacks, put, put_multipart, venv},
+    support::{bytes, pair, put, put_multipart, venv},
 };
 use dth_core::{
     env::{SystemEnv, random_below},
@@ -14,17 +14,18 @@ use dth_core::{
     plan::parts::PartPlan,
     queue::Message,
     report::Report,
-    retry::RetryPolicy,
-    runs,
     sink::PutOptions,
     state::{RecordQuery, Status},
-    sync::Sync,
 };
 use dth_examples::{
     servers::Server,
     settings::{Cluster, Stores},
 };
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::time::{Instant, sleep};
 
 const MIB: usize = 1 << 20;
@@ -37,10 +38,11 @@ fn number(name: &str, default: usize) -> usize {
 
 /// Every object arrives, the ledger closes, giants are completed once, dead letters are the poison, no upload is left.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs ministack: run `cargo xtask test`"]
+#[ignore = "needs ministack and SeaweedFS: run `cargo xtask test`"]
 async fn killed_workers_of_a_cluster_lose_and_double_nothing() {
     let (small, large, giants, giant_mib) = (number("SMALL", 800), number("LARGE", 3), number("GIANTS", 1), number("GIANT_MIB", 96));
-    let mut pair = ministacks().await;
+    // Two stores of different make, and a cloud of its own for the rest.
+    let mut pair = pair(Server::seaweedfs(&venv()).await.unwrap(), Server::ministack(&venv()).await.unwrap()).await;
     let cloud = Server::ministack(&venv()).await.unwrap();
     let meter = Meter::start(&cloud.endpoint, Load::Light).await;
     let front = Meter::start(&pair.sink_server().endpoint, Load::Light).await;
@@ -94,14 +96,18 @@ async fn killed_workers_of_a_cluster_lose_and_double_nothing() {
         queue: Arc::new(dth_state::SqsQueue::create(&sdk, "jobs").await.unwrap()),
         state: Arc::new(dth_state::DynamoStore::create(&sdk, "state", "e2e").await.unwrap()),
     };
-    let poison = ["{not json", r#"{"v":99}"#, r#"{"Records":[{"eventName":"ObjectExploded:Now"}]}"#];
-    let messages = poison.map(|body| Message { body: body.into(), delay: Duration::ZERO });
+    let poison = [
+        ("{not json", "key must be a string"),
+        (r#"{"v":99}"#, "update the worker"),
+        (r#"{"Records":[{"eventName":"ObjectExploded:Now","s3":{"bucket":{"name":"b"},"object":{"key":"k"}}}]}"#, "ObjectExploded"),
+    ];
+    let messages = poison.map(|(body, _)| Message { body: body.into(), delay: Duration::ZERO });
     for sent in stores.queue.send(&messages).await.unwrap() {
         sent.unwrap();
     }
 
     let begun = Instant::now();
-    let mut processes = Processes::new(&config, own_rights(), &["finder", "worker", "worker", "worker", "worker"]);
+    let mut processes = Processes::new(&config, own_rights(), &["finder --wait", "worker", "worker", "worker", "worker"]);
     let most = Duration::from_secs(240 + (small / 20 + giants * giant_mib / 4) as u64);
     let mut kills = 0;
     let run = loop {
@@ -120,17 +126,22 @@ async fn killed_workers_of_a_cluster_lose_and_double_nothing() {
         sleep(Duration::from_millis(500)).await;
     }
     // Whoever gave the first ones up may have been killed before it could tell of it; this one is told of.
-    let last = r#"{"v":98}"#;
-    for sent in stores.queue.send(&[Message { body: last.into(), delay: Duration::ZERO }]).await.unwrap() {
+    let last = (r#"{"v":98}"#, "update the worker");
+    for sent in stores.queue.send(&[Message { body: last.0.into(), delay: Duration::ZERO }]).await.unwrap() {
         sent.unwrap();
     }
+    // The finder has waited all the time: it sweeps what killed workers had begun, tells of the end, and ends well.
     let mut told: Vec<String> = Vec::new();
-    while told.is_empty() || stores.queue.depth().await.unwrap().pending() > 0 {
-        assert!(begun.elapsed() < most + Duration::from_secs(60), "nobody is told of dead letters: {told:?}");
+    let kind = |told: &[String], kind: &str| told.iter().filter(|notice| notice.contains(kind)).count();
+    while kind(&told, "dead_letters") == 0 || processes.ended(0).is_none() || stores.queue.depth().await.unwrap().pending() > 0 {
+        assert!(begun.elapsed() < most + Duration::from_secs(60), "nobody is told of dead letters, or the finder goes on: {told:?}");
         sleep(Duration::from_millis(500)).await;
         told.extend(serde_json::from_str::<Vec<String>>(&cloud.python(&venv(), RECEIVE_ALL, &["alarms"]).await.unwrap()).unwrap());
     }
-    assert!(told.iter().all(|notice| notice.contains("dead_letters")), "{told:?}");
+    told.extend(serde_json::from_str::<Vec<String>>(&cloud.python(&venv(), RECEIVE_ALL, &["alarms"]).await.unwrap()).unwrap());
+    assert_eq!(processes.ended(0), Some(true), "the finder's end");
+    assert_eq!((kind(&told, "run_ended"), kind(&told, "finder_failed")), (1, 0), "{told:?}");
+    assert_eq!(kind(&told, "run_ended") + kind(&told, "dead_letters"), told.len(), "{told:?}");
     drop(processes);
     let report = Report::new(run);
     assert!(kills >= 3, "it was over before anybody was killed");
@@ -145,11 +156,6 @@ async fn killed_workers_of_a_cluster_lose_and_double_nothing() {
         meter.calls()
     );
 
-    // What killed workers had begun and not written down yet is swept once the run is over, as `finder --wait` does.
-    runs::settle(&*stores.state, &report.run.id, &SystemEnv, &RetryPolicy::default()).await.unwrap();
-    let task = Sync::new(Arc::new(pair.source.clone()), Arc::new(pair.sink.clone()));
-    task.with_state(stores.queue.clone(), stores.state.clone()).sweep(Duration::ZERO).await.unwrap();
-
     let verdict = referee(&pair);
     println!("referee: {} compared, {verdict:?}", verdict.compared);
     assert!(verdict.is_green() && verdict.compared == made, "{verdict:?}");
@@ -159,14 +165,15 @@ async fn killed_workers_of_a_cluster_lose_and_double_nothing() {
         let page = stores.queue.dead_letters(after.as_deref(), 10).await.unwrap();
         let Some(last) = page.last() else { break };
         after = Some(last.id.clone());
-        dead.extend(page.into_iter().map(|letter| letter.body));
+        dead.extend(page.into_iter().map(|letter| (letter.body, letter.reason)));
     }
     // A worker that is killed between the letter and the deletion leaves a second letter.
-    assert_eq!(
-        dead.iter().map(String::as_str).collect::<BTreeSet<_>>(),
-        poison.into_iter().chain([last]).collect(),
-        "dead letters are the poison"
-    );
+    let why: BTreeMap<&str, &str> = poison.into_iter().chain([last]).collect();
+    let bodies: BTreeSet<&str> = dead.iter().map(|(body, _)| body.as_str()).collect();
+    assert_eq!(bodies, why.keys().copied().collect(), "dead letters are the poison");
+    for (body, reason) in &dead {
+        assert!(reason.contains(why[body.as_str()]), "{body}: {reason}");
+    }
     let completed = |key: &str| front.answers().get(&format!("CompleteMultipartUpload {key} 200")).copied().unwrap_or(0);
     for n in 0..giants {
         assert_eq!(completed(&format!("big/giant{n}")), 1, "{:?}", front.answers());
