@@ -465,9 +465,9 @@ async fn a_giant_is_completed_over_what_was_written_meanwhile() {
 
 /// Does the message that lies in the queue, and leaves what comes of it there.
 async fn one_message(task: &Sync, queue: &MemoryQueue) {
-    let (worker, stop) = (task.worker().unwrap(), CancellationToken::new());
+    let (worker, stop) = (task.worker().expect("its settings are good"), CancellationToken::new());
     let drain = async {
-        while queue.depth().await.unwrap().leased == 0 {
+        while queue.depth().await.is_ok_and(|depth| depth.leased == 0) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         tokio::time::sleep(Duration::from_millis(200)).await;

@@ -168,7 +168,7 @@ pub fn apply(settings: &mut Settings, values: &Values) -> anyhow::Result<()> {
     }
     // Its queue is read as it is. Its table has keys of another kind: it is kept up to date, and ours lies beside it.
     if let Some(queue) = values.get("JOB_QUEUE_NAME") {
-        cluster(s).queue = queue.to_owned();
+        set(&mut cluster(s).queue, Some(queue));
     }
     if let Some(table) = values.get("JOB_TABLE_NAME") {
         let cluster = cluster(s);

@@ -312,6 +312,7 @@ mod tests {
         error::{ErrorKind, Op},
         state::Run,
     };
+    use std::fmt::Write as _;
 
     #[derive(Debug, Default)]
     struct Told {
@@ -407,11 +408,11 @@ mod tests {
             struct Text<'a>(&'a mut String);
             impl tracing::field::Visit for Text<'_> {
                 fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn fmt::Debug) {
-                    self.0.push_str(&format!("{field}={value:?} "));
+                    let _ = write!(self.0, "{field}={value:?} ");
                 }
             }
             let mut log = self.0.lock().unwrap();
-            log.push_str(&format!("{} ", event.metadata().level()));
+            let _ = write!(log, "{} ", event.metadata().level());
             event.record(&mut Text(&mut log));
         }
         fn enter(&self, _: &tracing::span::Id) {}

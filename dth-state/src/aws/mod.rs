@@ -39,6 +39,11 @@ macro_rules! client_config {
 }
 pub(crate) use client_config;
 
+/// Whether a name is that of a FIFO queue or topic; it says so.
+fn is_fifo(name: &str) -> bool {
+    name.rsplit_once('.').is_some_and(|(_, suffix)| suffix == "fifo")
+}
+
 /// Whole seconds, rounded up.
 fn seconds(time: Duration) -> i32 {
     i32::try_from(time.as_millis().div_ceil(1000)).unwrap_or(i32::MAX)

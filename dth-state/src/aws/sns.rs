@@ -1,6 +1,6 @@
 //! Notices through Amazon SNS: e-mail, text messages, queues, whatever is subscribed to the topic.
 
-use super::{client_config, error::classify};
+use super::{client_config, error::classify, is_fifo};
 use async_trait::async_trait;
 use aws_config::{Region, SdkConfig};
 use aws_sdk_sns::Client;
@@ -41,7 +41,7 @@ impl SnsNotifier {
         let ["arn", _, "sns", region, _, name] = parts[..] else {
             return refused("this is not of the form arn:aws:sns:REGION:ACCOUNT:NAME");
         };
-        if name.ends_with(".fifo") {
+        if is_fifo(name) {
             return refused("this is a FIFO topic: take a standard one");
         }
         let config = config.clone().into_builder().region(Region::new(region.to_owned())).build();

@@ -5,7 +5,7 @@ use super::{
     batch::{Batch, Change},
     client_config,
     error::{classify, service},
-    seconds,
+    is_fifo, seconds,
 };
 use async_trait::async_trait;
 use aws_config::{Region, SdkConfig};
@@ -226,7 +226,7 @@ async fn once_known<T, F: Future<Output = Result<T>>>(unknown: &[ErrorKind], cal
 }
 
 fn refuse_fifo(queue: &str) -> Result<()> {
-    if !queue.ends_with(".fifo") {
+    if !is_fifo(queue) {
         return Ok(());
     }
     let why = "it is a FIFO queue: take a standard one, the engine needs no order and bears duplicates";

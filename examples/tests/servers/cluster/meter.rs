@@ -41,13 +41,6 @@ pub(crate) struct Bill {
     pub(crate) reads: f64,
 }
 
-impl std::ops::Sub for Bill {
-    type Output = Self;
-    fn sub(self, other: Self) -> Self {
-        Self { queue: self.queue - other.queue, writes: self.writes - other.writes, reads: self.reads - other.reads }
-    }
-}
-
 /// A metered endpoint. It ends when it is dropped.
 pub(crate) struct Meter {
     pub(crate) endpoint: String,
