@@ -275,7 +275,8 @@ impl Pack {
     /// Reads a message: a pack; a notification of Amazon S3, directly, by EventBridge or by SNS; `{"key","size"}` of the original
     /// system and of other clouds' bridge functions. A notification that is none of this task's makes a pack without jobs.
     ///
-    /// `Invalid`, with the reason, for anything else, and for a key that does not begin with the task's prefix.
+    /// `Invalid`, with the reason, for anything else, and for a key that was sent to this task and does not begin with its prefix. The
+    /// jobs of a pack are judged one by one, by whoever does them.
     pub fn read(body: &str, intake: &Intake, env: &dyn Env) -> Result<Self> {
         let invalid =
             |why: Box<dyn std::error::Error + Send + Sync>| Error::new(ErrorKind::Invalid, Op::Receive, excerpt(body)).with_source(why);
@@ -293,7 +294,7 @@ impl Pack {
             }
             Some(v) if v.as_u64() == Some(u64::from(Self::VERSION)) => {
                 let pack: Self = serde_json::from_value(value).map_err(|e| invalid(e.into()))?;
-                match pack.wrong(&intake.prefix) {
+                match pack.wrong() {
                     Some(why) => Err(invalid(why.into())),
                     None => Ok(pack),
                 }
@@ -304,8 +305,8 @@ impl Pack {
         }
     }
 
-    /// What no finder and no worker of a task with this prefix can have written.
-    fn wrong(&self, prefix: &str) -> Option<String> {
+    /// What no finder and no worker can have written.
+    fn wrong(&self) -> Option<String> {
         let sensible = |parts: &JobParts| self.jobs.len() == 1 && parts.first >= 1 && parts.first <= parts.last;
         let counts = |Origin(pack, job): &Origin| pack.as_str().len() <= MAX_ID && *job < MAX_JOBS;
         if self.jobs.is_empty() || self.jobs.iter().any(|j| j.key.as_str().is_empty()) {
@@ -317,12 +318,8 @@ impl Pack {
         if self.id.as_str().len() > MAX_ID || self.jobs.len() > MAX_JOBS as usize {
             return Some(format!("an id has at most {MAX_ID} characters, and a pack {MAX_JOBS} jobs"));
         }
-        if !self.jobs.iter().filter_map(|j| j.origin.as_ref()).all(counts) {
-            return Some("a job that counts where no pack can be".into());
-        }
-        // E5: it was made for another task, or for this one with other settings.
-        let stray = self.jobs.iter().find(|j| !j.key.as_str().starts_with(prefix));
-        stray.map(|j| format!("key `{}` does not begin with the task's prefix `{prefix}`", j.key))
+        let strange = !self.jobs.iter().filter_map(|j| j.origin.as_ref()).all(counts);
+        strange.then(|| "a job that counts where no pack can be".into())
     }
 }
 

@@ -116,11 +116,14 @@ async fn dead_jobs(
             if let Ok(pack) = Pack::read(&dead.body, intake, env)
                 && pack.refused.is_empty()
                 && !pack.jobs.is_empty()
+                && pack.jobs.iter().all(|job| job.key.as_str().starts_with(&intake.prefix))
                 && wanted(&dead, &pack.jobs)
             {
                 // The parts of an object that a queue has given up by itself: only the object's own job has a place in a ledger.
                 let whole = |job: Job| if job.parts.is_some() { job.anew() } else { job };
-                let fresh = pack.jobs.into_iter().map(|job| Job { attempts: 0, origin: None, ..whole(job) }).collect();
+                // It counts in its new run, whatever later event was dealt with meanwhile.
+                let fresh = |job| Job { attempts: 0, origin: None, sequencer: None, ..whole(job) };
+                let fresh = pack.jobs.into_iter().map(fresh).collect();
                 found.push((Some(dead.id), fresh));
             }
         }

@@ -624,7 +624,7 @@ pub struct RecordQuery {
 
 /// For so long a store knows packs of events that nobody claims any more. A message that comes again after that is dealt with as if it
 /// were new, which costs a look.
-pub const EVENTS_KNOWN: Duration = Duration::from_secs(24 * 3600);
+pub const EVENTS_KNOWN: Duration = Duration::from_secs(3 * 24 * 3600);
 
 /// The memory of one task.
 ///

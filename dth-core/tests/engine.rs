@@ -334,15 +334,16 @@ async fn failed_objects_are_retried() {
     assert_eq!(runs::retry_failed(&*state, &*queue, None, &Intake::everything(), &env, &retry).await.unwrap(), None);
 }
 
-/// A store that is away for ten minutes costs time, and neither objects nor the parts of a giant.
+/// A store that is away for ten minutes costs time, and neither objects nor the parts of a giant that were brought before.
 #[tokio::test(start_paused = true)]
 async fn an_outage_of_ten_minutes_is_waited_for() {
     let (source, sink) = (MemoryStore::default(), MemoryStore::default());
     for n in 0..20 {
         source.insert(format!("k{n:02}"), "body");
     }
-    source.insert("giant", vec![7; 5000]);
-    let weather = Arc::new(Weather::new(Arc::new(SeededEnv::new(1)), Faults { before: 1000, ..Faults::default() }));
+    source.insert("giant", vec![7; 9000]);
+    let weather = Arc::new(Weather::new(Arc::new(SeededEnv::new(1)), Faults { latency: 4_000, ..Faults::default() }));
+    weather.keep_log();
     let away = Arc::new(Chaos::new(Arc::new(sink.clone()), Arc::clone(&weather), 1));
     let (queue, state) = (Arc::new(MemoryQueue::new()), Arc::new(MemoryState::new()));
     let settings = WorkerSettings { giant_threshold: 1000, giant_parts: 1, transfer: in_parts_of(1000), ..WorkerSettings::default() };
@@ -351,6 +352,12 @@ async fn an_outage_of_ten_minutes_is_waited_for() {
     let worker = make(away).with_worker(settings).worker().unwrap();
     let mut scope = TaskScope::new();
     scope.spawn(async move { worker.run(CancellationToken::new()).await });
+    let done = |op: &str| weather.log().iter().filter(|line| line.ends_with(&format!("{op}: done"))).count();
+    while done("PutPart") < 3 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(done("PutPart") < 9, "parts are missing when it goes away");
+    weather.set(Faults { before: 1000, ..Faults::default() });
     tokio::time::sleep(Duration::from_secs(600)).await;
     assert!(queue.dead_letters(None, 10).await.unwrap().is_empty());
     weather.set(Faults::default());
@@ -359,6 +366,7 @@ async fn an_outage_of_ten_minutes_is_waited_for() {
     let run = tokio::time::timeout(Duration::from_secs(1200), wait).await.expect("it ends").unwrap();
     assert_eq!(run.outcomes_like("copied").objects, 21);
     assert_eq!(bodies(&source), bodies(&sink));
+    assert_eq!((done("CreateUpload"), done("PutPart")), (1, 9), "no part twice");
 }
 
 /// An object that kills whoever reads it.
@@ -507,6 +515,62 @@ async fn a_run_does_not_wait_for_one_that_was_called_off() {
     let first = tokio::time::timeout(Duration::from_secs(600), wait).await.expect("its ledger closes").unwrap();
     assert_eq!((first.state, first.outcomes_like("copied").objects), (RunState::Finished, 1));
     assert_eq!(bodies(&source), bodies(&sink));
+}
+
+/// The same where an event wants the giant, too.
+#[tokio::test(start_paused = true)]
+async fn an_event_does_not_end_with_a_run_that_was_called_off() {
+    let (source, sink) = (MemoryStore::default(), MemoryStore::default());
+    source.insert("giant", vec![1; 5000]);
+    let weather = Arc::new(Weather::new(Arc::new(SeededEnv::new(1)), Faults { latency: 1_000, ..Faults::default() }));
+    let slow = Arc::new(Chaos::new(Arc::new(source.clone()), weather, 1));
+    let (queue, state) = (Arc::new(MemoryQueue::new()), Arc::new(MemoryState::new()));
+    let settings =
+        WorkerSettings { packs: 1, giant_threshold: 1000, giant_parts: 1, transfer: in_parts_of(1000), ..WorkerSettings::default() };
+    let task = Sync::new(slow, Arc::new(sink.clone())).with_state(Arc::clone(&queue) as _, Arc::clone(&state) as _).with_worker(settings);
+    let run = task.finder().unwrap().run(&CancellationToken::new()).await.unwrap();
+    one_message(&task, &queue).await;
+    let mut parts = Vec::new();
+    while let Some(part) = queue.receive(1, Duration::from_secs(900), Duration::ZERO).await.unwrap().pop() {
+        parts.push(part);
+    }
+    assert_eq!(parts.len(), 4, "the run's");
+    queue.send(&[Message { body: r#"{"key":"giant","size":5000}"#.into(), delay: Duration::ZERO }]).await.unwrap();
+    one_message(&task, &queue).await;
+    // What the event has handed out finds a closer, and passes.
+    while let Some(part) = queue.receive(1, Duration::from_secs(9), Duration::ZERO).await.unwrap().pop() {
+        queue.ack(&part.receipt).await.unwrap();
+    }
+    for part in parts {
+        queue.release(&part.receipt, Duration::ZERO).await.unwrap();
+    }
+    let (env, retry) = (SeededEnv::new(2), RetryPolicy::default());
+    runs::cancel(&*state, &run.id, &env, &retry).await.unwrap();
+    let worker = task.worker().unwrap();
+    let mut scope = TaskScope::new();
+    scope.spawn(async move { worker.run(CancellationToken::new()).await });
+    while queue.depth().await.unwrap().pending() > 0 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!(bodies(&source), bodies(&sink));
+}
+
+/// A prefix that is narrowed while a run goes on: jobs of other keys fail by themselves, and the run ends.
+#[tokio::test(start_paused = true)]
+async fn strays_of_a_pack_fail_alone() {
+    let (source, sink) = (MemoryStore::default(), MemoryStore::default());
+    for key in ["a/1", "a/2", "b/1"] {
+        source.insert(key, "body");
+    }
+    let (queue, state) = (Arc::new(MemoryQueue::new()), Arc::new(MemoryState::new()));
+    let task = task(&source, &sink).with_state(Arc::clone(&queue) as _, Arc::clone(&state) as _);
+    let run = task.finder().unwrap().run(&CancellationToken::new()).await.unwrap();
+    let narrow = task.with_finder(FinderSettings { prefix: "a/".into(), ..FinderSettings::default() });
+    let report = narrow.carry_on(&run.id).await.unwrap();
+    assert_eq!((report.run.outcomes_like("copied").objects, report.failed.objects, report.closed), (2, 1, true), "{report}");
+    let dead = queue.dead_letters(None, 10).await.unwrap();
+    assert!(dead.len() == 1 && dead[0].body.contains("b/1") && dead[0].reason.contains("prefix"), "{dead:?}");
+    assert_eq!(sink.snapshot().len(), 2);
 }
 
 /// Dead letters of another task, or that this one was told to leave alone, do not come to life by being sent again.

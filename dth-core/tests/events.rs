@@ -11,10 +11,13 @@ use dth_core::{
     memory::{Change, MemoryQueue, MemoryState, MemoryStore},
     object::{ETag, ObjectKey, Sequencer},
     queue::{Message, Queue},
+    retry::RetryPolicy,
+    runs,
     scope::TaskScope,
     sink::{Body, PutOptions, Sink},
     source::Source,
     state::{PackId, Record, RecordWrite, RunId, SourceVersion, StateStore, Status, UploadRecord},
+    transfer::TransferSettings,
     worker::{Worker, WorkerSettings},
     wrap::chaos::{Chaos, Faults, Strike, Weather},
 };
@@ -266,6 +269,89 @@ async fn events_keep_to_the_policy_of_the_task() {
     }
 }
 
+/// What a filter refuses by now, and was begun before it did, leaves nothing behind.
+#[tokio::test(start_paused = true)]
+async fn an_upload_that_the_filter_overtakes_is_thrown_away() {
+    let bench = Bench::new();
+    let filter = FilterSettings { max_size: Some(5000), ..FilterSettings::default() };
+    let selection = FinderSettings { filter, ..FinderSettings::default() };
+    let transfer = TransferSettings { hold_max: 1000, single_max: 1000, part_size: 1000, ..TransferSettings::default() };
+    let settings = WorkerSettings { giant_threshold: 1000, giant_parts: 1, transfer, ..WorkerSettings::default() };
+    let weather = Arc::new(Weather::new(Arc::new(SeededEnv::new(1)), Faults { latency: 2_000, ..Faults::default() }));
+    let slow = Arc::new(Chaos::new(Arc::new(bench.source.clone()), weather, 1));
+    let worker = Worker::builder(slow, Arc::new(bench.sink.clone()), bench.queue.clone(), bench.state.clone());
+    let worker = worker.with_settings(settings).with_selection(selection).build().unwrap();
+    let mut scope = TaskScope::new();
+    scope.spawn(async move { worker.run(CancellationToken::new()).await });
+    bench.source.insert("k", vec![1; 5000]);
+    bench.send(json!({"key": "k", "size": 5000}).to_string(), Duration::ZERO).await;
+    while bench.sink.open_uploads() == 0 {
+        sleep(Duration::from_millis(10)).await;
+    }
+    bench.source.insert("k", vec![2; 9000]);
+    bench.rest().await;
+    assert_eq!((bench.sink.open_uploads(), bench.sink.snapshot().len()), (0, 0));
+    let record = bench.state.records(&["k".into()]).await.unwrap().remove(0).unwrap();
+    assert_eq!((record.status, record.upload), (Status::Skipped, None));
+}
+
+/// What a finder would not delete because it is not the task's, an event does not delete.
+#[tokio::test(start_paused = true)]
+async fn what_the_filter_leaves_out_is_not_deleted() {
+    for (there, stays) in [("large", true), ("s", false)] {
+        let bench = Bench::new();
+        bench.sink.insert("k", there);
+        let filter = FilterSettings { max_size: Some(3), ..FilterSettings::default() };
+        let selection = FinderSettings { filter, ..FinderSettings::default() };
+        let mut scope = TaskScope::new();
+        scope.spawn(bench.worker(Arc::new(bench.source.clone()), Arc::new(bench.sink.clone()), selection));
+        bench.send(json!({"key": "k", "event": "delete"}).to_string(), Duration::ZERO).await;
+        bench.rest().await;
+        assert_eq!(bench.sink.get(&"k".into()).is_some(), stays, "{there}");
+    }
+}
+
+/// When we wrote a copy says nothing of how old it is: a later version replaces it under `if_newer`, too.
+#[tokio::test(start_paused = true)]
+async fn our_own_copy_is_no_newer_object() {
+    let bench = Bench::new();
+    for n in 0..9 {
+        // Stores in memory take the number of a write for its time.
+        bench.sink.insert(format!("other{n}"), "x");
+        bench.sink.remove(&format!("other{n}").as_str().into());
+    }
+    let selection = FinderSettings { overwrite: Overwrite::IfNewer, ..FinderSettings::default() };
+    let mut scope = TaskScope::new();
+    scope.spawn(bench.worker(Arc::new(bench.source.clone()), Arc::new(bench.sink.clone()), selection));
+    for body in ["first", "second", "second"] {
+        bench.source.insert("k", body);
+        bench.send(json!({"key": "k"}).to_string(), Duration::ZERO).await;
+        bench.settle().await;
+        let record = bench.state.records(&["k".into()]).await.unwrap().remove(0).unwrap();
+        assert_eq!(record.status, Status::Done, "{body}");
+    }
+}
+
+/// An event that failed, and that a later one has overtaken, counts when it is sent again: its run ends.
+#[tokio::test(start_paused = true)]
+async fn an_overtaken_event_can_be_sent_again() {
+    let bench = Bench::new();
+    let event = bench.change(3, "k", false);
+    bench.send(event, Duration::ZERO).await;
+    let delivery = bench.queue.receive(1, Duration::from_secs(9), Duration::ZERO).await.unwrap().remove(0);
+    bench.queue.dead_letter(&delivery, "why").await.unwrap();
+    let workers = bench.workers(1);
+    let event = bench.change(7, "k", false);
+    bench.send(event, Duration::ZERO).await;
+    bench.rest().await;
+    let (env, retry) = (SystemEnv, RetryPolicy::default());
+    let run = runs::redrive(&*bench.state, &*bench.queue, None, &Intake::everything(), &env, &retry).await.unwrap().unwrap();
+    let wait = runs::wait(&*bench.state, &run.id, &env, &retry);
+    let run = tokio::time::timeout(Duration::from_secs(600), wait).await.expect("its ledger closes").unwrap();
+    assert_eq!(run.outcomes_like("already_current").objects, 1, "{run:?}");
+    drop(workers);
+}
+
 /// An older version of an object is removed for good, or a marker of its deletion: what is current stays.
 #[tokio::test(start_paused = true)]
 async fn the_end_of_an_older_version_deletes_nothing() {
@@ -296,6 +382,9 @@ async fn the_rest_of_a_message_with_an_unknown_event_is_done() {
     assert!(bench.sink.get(&"k".into()).is_some());
     let dead = bench.queue.dead_letters(None, 10).await.unwrap();
     assert!(dead.len() == 1 && dead[0].body == body && dead[0].reason.contains("ObjectExploded"), "{dead:?}");
+    let (everything, retry) = (Intake::everything(), RetryPolicy::default());
+    let again = runs::redrive(&*bench.state, &*bench.queue, None, &everything, &SystemEnv, &retry).await.unwrap();
+    assert!(again.is_none(), "what it said that could be done is done");
     drop(workers);
 }
 

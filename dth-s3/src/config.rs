@@ -91,6 +91,17 @@ pub enum CredentialsConfig {
 }
 
 impl CredentialsConfig {
+    /// How it is called in errors.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Secret { name, .. } => format!("secret {name}"),
+            Self::AssumeRole { role, .. } => format!("role {role}"),
+            Self::DefaultChain { profile: Some(profile) } => format!("credentials (profile {profile})"),
+            Self::DefaultChain { profile: None } => "credentials (default chain)".into(),
+            _ => "credentials".into(),
+        }
+    }
+
     /// Whether there may be other keys when it is asked again.
     pub(crate) fn may_change(&self) -> bool {
         matches!(self, Self::DefaultChain { .. } | Self::Secret { .. } | Self::AssumeRole { .. })

@@ -96,17 +96,17 @@ impl Identities {
                 return Ok(Some(current));
             }
             if let Some((kind, why)) = &self.known().failed {
-                return Err(Error::new(*kind, Op::Configure, "credentials").with_source(why.clone()));
+                return Err(Error::new(*kind, Op::Configure, self.config.name()).with_source(why.clone()));
             }
         }
-        self.known().asked = self.config.may_change().then(Instant::now);
         // Rare, and large: it must not swell the future of every request.
         let loading = Box::pin(load(&self.config, &self.region, &self.way, self.env.now().into()));
         let loaded = match timeout(PATIENCE, loading).await {
             Ok(loaded) => loaded,
-            Err(late) => Err(Error::new(ErrorKind::Unavailable, Op::Configure, "credentials").with_source(late)),
+            Err(late) => Err(Error::new(ErrorKind::Unavailable, Op::Configure, self.config.name()).with_source(late)),
         };
         let mut known = self.known();
+        known.asked = self.config.may_change().then(Instant::now);
         match loaded {
             Ok(credentials) => {
                 let expiry = credentials.expiry();

@@ -65,7 +65,8 @@ impl Values {
             if line.is_empty() || line.starts_with('#') || line == "---" {
                 continue;
             }
-            let (name, value) = line.split_once(':').with_context(|| format!("line {number}: `{line}` is not `name: value`"))?;
+            // Not the line: if it is of another form, there may be a secret in it.
+            let (name, value) = line.split_once(':').with_context(|| format!("line {number} is not `name: value`"))?;
             let (name, value) = (name.trim(), scalar(value.trim()));
             if name == "options" && value.is_empty() {
                 continue;
@@ -137,6 +138,14 @@ fn scalar(value: &str) -> &str {
     if value.starts_with('#') { "" } else { value.split(" #").next().unwrap_or_default().trim() }
 }
 
+/// What holds where a file of the original system says nothing: whoever has neither a secret nor a bucket in the own account is unsigned.
+pub fn defaults() -> Settings {
+    let mut settings = Settings::default();
+    settings.source.credentials = CredentialsConfig::Anonymous;
+    settings.destination.credentials = CredentialsConfig::Anonymous;
+    settings
+}
+
 /// Puts values of the original system over settings. An error names the setting and what to do.
 pub fn apply(settings: &mut Settings, values: &Values) -> anyhow::Result<()> {
     source(settings, values)?;
@@ -199,8 +208,10 @@ fn source(settings: &mut Settings, values: &Values) -> anyhow::Result<()> {
     }
     identity(side, values, "SRC_CREDENTIALS", "SRC_IN_CURRENT_ACCOUNT")?;
     set(&mut settings.finder.prefix, values.get("SRC_PREFIX"));
-    if let Some(list) = values.get("SRC_PREFIX_LIST") {
-        bail!("SRC_PREFIX_LIST = `{list}`: lists of prefixes are not read yet; take one task a prefix (SRC_PREFIX)");
+    for name in ["SRC_PREFIX_LIST", "SRC_PREFIX_LIST_BUCKET"] {
+        if let Some(list) = values.get(name) {
+            bail!("{name} = `{list}`: lists of prefixes are not read yet; take one task a prefix (SRC_PREFIX)");
+        }
     }
     Ok(())
 }
@@ -275,7 +286,7 @@ mod tests {
     const FILE: &str = include_str!("../fixtures/original-config.yaml");
 
     fn applied(text: &str) -> anyhow::Result<Settings> {
-        let mut settings = Settings::default();
+        let mut settings = defaults();
         apply(&mut settings, &Values::from_flat_yaml(text)?)?;
         Ok(settings)
     }
@@ -300,7 +311,31 @@ mod tests {
         assert_eq!(cluster.job_table.as_deref(), Some("test-table"));
     }
 
-    /// Every name of the original does something, or is refused or named by a warning.
+    /// Every name of the original does something, is refused, or is named by a warning.
+    #[test]
+    fn every_name_means_something() {
+        for name in NAMES {
+            let value = match name {
+                "SOURCE_TYPE" => "Tencent_COS",
+                "DEST_SSE_TYPE" => "AES256",
+                "PAYER_REQUEST" | "SKIP_COMPARE" | "SRC_IN_CURRENT_ACCOUNT" | "DEST_IN_CURRENT_ACCOUNT" => "true",
+                "INCLUDE_METADATA" => "false",
+                _ => "77",
+            };
+            let mut values = Values::of([(name, value.to_owned())]);
+            if name == "SOURCE_TYPE" {
+                values = values.or(Values::of([("SRC_REGION", "x".into())]));
+            }
+            if name == "DEST_SSE_KMS_KEY_ID" {
+                values = values.or(Values::of([("DEST_SSE_TYPE", "aws:kms".into())]));
+            }
+            let mut settings = Settings::default();
+            let refused = apply(&mut settings, &values).is_err();
+            let changed = toml::to_string(&settings).unwrap() != toml::to_string(&Settings::default()).unwrap();
+            assert_eq!((refused || changed, name.starts_with("SRC_PREFIX_LIST")), (!NEEDLESS.contains(&name), refused), "{name}");
+        }
+    }
+
     #[test]
     fn every_name_is_known_in_every_spelling() {
         for name in NAMES {
@@ -332,6 +367,7 @@ mod tests {
         assert_eq!(of("srcCredential: s\n"), secret);
         assert_eq!(of("srcCredential: s\nsrcInCurrentAccount: true\n"), CredentialsConfig::DefaultChain { profile: None });
         assert_eq!(of("srcCredential:\nsrcInCurrentAccount: false\n"), CredentialsConfig::Anonymous);
+        assert_eq!(of("srcBucket: public\n"), CredentialsConfig::Anonymous);
     }
 
     #[test]

@@ -207,13 +207,13 @@ impl Settings {
         let flat = path.extension().is_some_and(|e| e == "yaml" || e == "yml");
         let place = || format!("in `{}`", path.display());
         let (mut settings, of_file) = if flat {
-            (Self::default(), Values::from_flat_yaml(&text).with_context(place)?)
+            (compat::defaults(), Values::from_flat_yaml(&text).with_context(place)?)
         } else {
             (Self::from_toml(&text).with_context(place)?, Values::default())
         };
         let environment = Values::from_environment();
         if environment != Values::default() {
-            tracing::info!(names = ?environment.names(), "settings are taken from the environment");
+            tracing::warn!(names = ?environment.names(), "settings of the file are replaced by the environment's");
         }
         compat::apply(&mut settings, &environment.or(of_file)).with_context(place)?;
         settings.validate().with_context(place)?;
@@ -225,7 +225,7 @@ impl Settings {
         toml::from_str(text).map_err(|error| {
             let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
             let (line, column) = (before.matches('\n').count() + 1, before.rsplit('\n').next().unwrap_or_default().chars().count() + 1);
-            anyhow::anyhow!("line {line}, column {column}: {}", error.message())
+            anyhow::anyhow!("line {line}, column {column}: {}", without_value(error.message()))
         })
     }
 
@@ -331,6 +331,16 @@ impl Settings {
     }
 }
 
+/// A message of serde about a value of the wrong type, without the value: it may be a secret in the wrong place.
+fn without_value(message: &str) -> String {
+    for wrong in ["invalid type: ", "invalid value: ", "unknown variant "] {
+        if let Some((_, expected)) = message.strip_prefix(wrong).and_then(|rest| rest.rsplit_once(", expected ")) {
+            return format!("{}, expected {expected}", wrong.trim_end_matches([':', ' ']));
+        }
+    }
+    message.to_owned()
+}
+
 fn one_of<'a>(side: &str, bucket: &S3Config, directory: Option<&'a Path>) -> anyhow::Result<Option<&'a Path>> {
     ensure!(directory.is_none() || *bucket == S3Config::default(), "`[{side}]` and `{side}_directory` are both set: leave one of them out");
     Ok(directory)
@@ -349,6 +359,9 @@ mod tests {
             ),
             ("[alarms]\nwebhok = \"https://hooks/canary\"\n", "line 2, column 1: unknown field `webhok`"),
             ("source.credentials = { kind = \"static\", access_key_id = \"a\", secret_acces_key = \"canary\" }\n", "secret_acces_key"),
+            ("[alarms]\nevery_seconds = \"https://hooks/canary\"\n", "line 2, column 17: invalid type, expected u64"),
+            ("alarms = \"https://hooks/canary\"\n", "expected struct AlarmSettings"),
+            ("[source]\nprofile = \"canary, expected\"\n", "unknown variant, expected one of"),
         ] {
             let error = format!("{:#}", Settings::from_toml(bad).unwrap_err());
             assert!(error.contains(told) && !error.contains("canary"), "{error}");

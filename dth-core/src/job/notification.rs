@@ -43,17 +43,12 @@ pub(super) fn read(body: &str, value: &Value, intake: &Intake) -> Result<Told> {
     let reader = Reader { body, intake };
     let mut told = Told { text: body.to_owned(), ..Told::default() };
     if let Some(records) = value.get("Records").and_then(Value::as_array) {
-        let mut refused = Vec::new();
-        for record in records {
-            refused.extend(reader.record(record, &mut told).err());
-        }
-        if told.jobs.is_empty()
-            && let Some(first) = refused.pop()
-        {
-            return Err(first);
-        }
         // One that nobody understands does not keep its neighbours from being done.
-        told.refused = refused.iter().map(Error::chain).collect();
+        let refused = records.iter().filter_map(|record| reader.record(record, &mut told).err());
+        told.refused = refused.map(|error| error.chain()).collect();
+        if told.jobs.is_empty() && !told.refused.is_empty() {
+            return Err(reader.invalid(told.refused.join("; ")));
+        }
     } else if value.get("detail-type").is_some() {
         reader.event_bridge(value, &mut told)?;
     } else if value.get("TopicArn").is_some() || value.get("Type").and_then(Value::as_str) == Some("Notification") {
@@ -199,6 +194,10 @@ impl Reader<'_> {
         let Part { key, upload } = self.parse(part)?;
         let name = hex(&Sha256::digest(format!("{upload}\n{key}"))[..16]);
         let mut job = self.job(key, None, None)?;
+        if !self.intake.filter.takes_key(&job.key) {
+            told.left_alone.push(format!("{}: filtered", job.key));
+            return Ok(());
+        }
         // Whichever part comes first brings the object; the others find that it has ended.
         job.origin = Some(Origin(PackId::new(name), 0));
         told.jobs.push(job);

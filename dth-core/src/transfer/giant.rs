@@ -108,16 +108,11 @@ impl Transfer {
         let mut listed = job.destination.condition();
         for closing in 1..=CLOSINGS {
             // Before the look at the source: what is written between the two may be newer, and is not replaced.
-            let held = match listed.take() {
-                Some(condition) => condition,
+            let (held, found) = match listed.take() {
+                Some(condition) => (condition, None),
                 None => {
                     let found = self.look(key).await?;
-                    if let Some(found) = found.as_ref().filter(|_| job.overwrite != Overwrite::Always)
-                        && let Some(reason) = self.kept(job, found).await?
-                    {
-                        return self.end_without(job, key, parts, Outcome::Skipped(reason), journal).await;
-                    }
-                    Condition::still(found.as_ref().and_then(|i| i.entry.etag.as_ref()))
+                    (Condition::still(found.as_ref().and_then(|i| i.entry.etag.as_ref())), found)
                 }
             };
             let info = match retry.run(&*self.env, || self.source.head(&job.key, None)).await {
@@ -140,6 +135,12 @@ impl Transfer {
                     return self.begin_again(key, parts, message, Some(made), journal).await;
                 }
             };
+            // An earlier delivery may have completed it already.
+            if let Some(found) = found.filter(|found| job.overwrite != Overwrite::Always && !expected.matches(found))
+                && let Some(reason) = self.kept(job, &found, journal.record()).await?
+            {
+                return self.end_without(job, key, parts, Outcome::Skipped(reason), journal).await;
+            }
             let to_complete = all.iter().map(|(part, _)| part.clone()).collect();
             match self.finish(key, &info, &parts.upload, to_complete, options, &held, expected, verified, journal).await? {
                 Attempt::Ended(ended) => {

@@ -74,7 +74,7 @@ pub struct Journal<'a> {
     not_carried: Vec<String>,
     /// Which objects may be handed out in parts.
     giants: Option<Giants>,
-    /// The job itself, where a run counts it.
+    /// The job itself.
     waiting: Option<Waiting>,
     sequencer: Option<Sequencer>,
 }
@@ -91,9 +91,9 @@ impl<'a> Journal<'a> {
     }
 
     /// Lets these objects be handed out in parts; the job, which counts there, ends with the object then.
-    pub(crate) fn with_giants(mut self, giants: Option<Giants>, origin: Option<Origin>) -> Self {
+    pub(crate) fn with_giants(mut self, giants: Option<Giants>, origin: Origin) -> Self {
         self.giants = giants;
-        self.waiting = origin.map(|origin| Waiting { run: self.run.clone(), origin });
+        self.waiting = Some(Waiting { run: self.run.clone(), origin });
         self
     }
 

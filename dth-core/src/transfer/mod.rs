@@ -178,16 +178,28 @@ impl Transfer {
         self.budget.in_flight()
     }
 
-    /// Whether the filter takes what the source holds under this key now; what it does not hold is not for a filter.
+    /// Whether the filter takes what the source holds under this key now, or, where it holds nothing, the destination.
     pub(crate) async fn takes(&self, filter: &Filter, key: &ObjectKey) -> Result<bool> {
         if !filter.asks_for_more_than_keys() {
             return Ok(true);
         }
         match self.settings.retry.run(&*self.env, || self.source.head(key, None)).await {
             Ok(info) => Ok(filter.takes(&info.entry)),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let there = self.look(&self.keys.to_destination(key)).await?;
+                Ok(there.is_none_or(|found| filter.takes(&Entry { key: key.clone(), ..found.entry })))
+            }
             Err(error) => Err(error),
         }
+    }
+
+    /// Ends a job whose object the filter refuses, with what was begun for it; there may be nothing to end.
+    pub(crate) async fn leave_out(&self, job: &Job, counts: bool, journal: &mut Journal<'_>) -> Result<Work> {
+        if !counts && journal.record().upload.is_none() && journal.record().waiting.is_empty() {
+            return Ok(Work::Passed);
+        }
+        self.drop_upload(job, journal).await?;
+        Ok(Work::Ended(Box::new(self.skipped(journal, SkipReason::Filtered, job.size.unwrap_or(0)))))
     }
 
     /// Does one job to its end. An error leaves nothing visible that was not whole; the job may be tried again.
@@ -238,7 +250,7 @@ impl Transfer {
                 None => {
                     let found = self.look(key).await?;
                     if let Some(found) = found.as_ref().filter(|_| job.overwrite != Overwrite::Always)
-                        && let Some(reason) = self.kept(job, found).await?
+                        && let Some(reason) = self.kept(job, found, journal.record()).await?
                     {
                         self.drop_upload(job, journal).await?;
                         return Ok(Work::Ended(Box::new(self.skipped(journal, reason, job.size.unwrap_or(0)))));
@@ -277,9 +289,13 @@ impl Transfer {
     }
 
     /// Why the destination's object is to stay, by the policy of a job whose finder did not see it.
-    async fn kept(&self, job: &Job, found: &ObjectInfo) -> Result<Option<SkipReason>> {
+    async fn kept(&self, job: &Job, found: &ObjectInfo, record: &Record) -> Result<Option<SkipReason>> {
         if job.overwrite == Overwrite::Never {
             return Ok(Some(SkipReason::Exists));
+        }
+        if is_ours(record, found) {
+            // When we wrote it says nothing of how old it is.
+            return Ok(None);
         }
         match self.settings.retry.run(&*self.env, || self.source.head(&job.key, None)).await {
             Ok(info) => {
@@ -540,8 +556,12 @@ impl Transfer {
     }
 
     fn skipped(&self, journal: &Journal<'_>, reason: SkipReason, bytes: u64) -> Ended {
-        // An upload of another job may be under way: this one has nothing to say about it.
-        let status = if journal.record().upload.is_some() { Status::Started } else { Status::Skipped };
+        // An upload of another job may be under way, or what stands there may be our own: this one has nothing to say about it.
+        let status = match journal.record() {
+            record if record.upload.is_some() => Status::Started,
+            record if record.status == Status::Done && reason == SkipReason::Exists => Status::Done,
+            _ => Status::Skipped,
+        };
         Ended { outcome: Outcome::Skipped(reason), bytes, record: journal.next(status, self.env.now()), filled: None }
     }
 
@@ -607,13 +627,20 @@ impl Transfer {
             self.drop_upload(job, journal).await?;
             let conditional = self.sink.sink_capability().conditions.delete && !wrong(Bug::UnconditionalDelete);
             let condition = if conditional { seen.clone() } else { Condition::None };
+            // A condition that does not hold is an answer, and asking again does not change it.
+            let delete = || async {
+                match self.sink.delete(key, &condition).await {
+                    Err(error) if error.kind() == ErrorKind::Precondition => Ok(false),
+                    deleted => deleted.map(|()| true),
+                }
+            };
             let deleted = match &seen {
-                Condition::Absent => Ok(()),
-                _ => retry.run(&*self.env, || self.sink.delete(key, &condition)).await,
+                Condition::Absent => Ok(true),
+                _ => retry.run(&*self.env, delete).await,
             };
             match deleted {
-                Ok(()) => break Outcome::Deleted,
-                Err(error) if error.kind() == ErrorKind::Precondition => {
+                Ok(true) => break Outcome::Deleted,
+                Ok(false) => {
                     reached(Branch::DeleteConflict);
                     if !by_event {
                         // Somebody wrote it since it was listed: a later run looks again.
@@ -743,6 +770,11 @@ impl Transfer {
     fn name_of(&self, key: &ObjectKey) -> String {
         format!("{}/{key}", self.sink.name())
     }
+}
+
+/// Whether what was found at the destination is what we recorded there.
+fn is_ours(record: &Record, found: &ObjectInfo) -> bool {
+    record.status == Status::Done && record.destination.is_some() && record.destination == found.entry.etag
 }
 
 /// The job to bring what the source holds now.

@@ -4,7 +4,7 @@ use super::{Inner, lease};
 use crate::{
     error::{Error, ErrorKind, Op, Result},
     events::Event,
-    job::{Action, Job, JobParts, Pack, Seen},
+    job::{Action, Job, JobParts, Overwrite, Pack, Seen},
     object::{ObjectKey, Sequencer},
     proof::{Branch, Bug, reached, wrong},
     queue::{Delivery, Message},
@@ -101,14 +101,12 @@ impl Inner {
             // Events that are none of this task's.
             return Ok(Close::Ack);
         }
-        match self.pack_of(&pack, delivery, stop).await? {
-            // What it says besides, nobody understands.
-            Close::Ack if !pack.refused.is_empty() => Ok(Close::Dead(None, pack.refused.join("; "))),
-            close => Ok(close),
+        if !pack.refused.is_empty() {
+            // What is understood goes on as a message of its own.
+            let jobs = self.pack(&pack, pack.jobs.clone());
+            let reason = pack.refused.join("; ");
+            return Ok(if self.resend(vec![jobs], Duration::ZERO).await? { Close::Dead(None, reason) } else { Close::Leave });
         }
-    }
-
-    async fn pack_of(&self, pack: &Pack, delivery: &Delivery, stop: &CancellationToken) -> Result<Close> {
         let retry = self.settings.transfer.retry;
         let asked: Vec<_> = pack.jobs.iter().enumerate().map(|(i, j)| (j.key.clone(), pack.origin(i))).collect();
         // Stores keep it as a signed number.
@@ -141,11 +139,11 @@ impl Inner {
         if pack.jobs.len() > 1 && delivery.receives >= SPLIT_AFTER {
             reached(Branch::PackSplit);
             // The deaths are held against none of them, but each may have been begun.
-            let jobs: Vec<Job> = open.iter().map(|i| again(pack, *i, pack.jobs[*i].attempts.max(1))).collect();
-            let pieces = jobs.chunks(jobs.len().div_ceil(PIECES)).map(|jobs| self.pack(pack, jobs.to_vec())).collect();
+            let jobs: Vec<Job> = open.iter().map(|i| again(&pack, *i, pack.jobs[*i].attempts.max(1))).collect();
+            let pieces = jobs.chunks(jobs.len().div_ceil(PIECES)).map(|jobs| self.pack(&pack, jobs.to_vec())).collect();
             return Ok(if self.resend(pieces, Duration::ZERO).await? { Close::Ack } else { Close::Leave });
         }
-        self.jobs(pack, &claim, &open, delivery, stop).await
+        self.jobs(&pack, &claim, &open, delivery, stop).await
     }
 
     async fn jobs(&self, pack: &Pack, claim: &Claim, open: &[usize], delivery: &Delivery, stop: &CancellationToken) -> Result<Close> {
@@ -223,6 +221,7 @@ impl Inner {
             && known.as_ref().is_some_and(|record| has_dealt_with(record, event))
             && claim.fence.epoch == 1
             && attempts == 1
+            && pack.origin(index).is_none()
         {
             // E1: whoever dealt with a later one looked at the source after this one. A message that was received before may have
             // died half-way, and looks for itself.
@@ -230,10 +229,13 @@ impl Inner {
             return Went::Passed(Vec::new());
         }
         // The last try of an object is made by one worker alone.
+        let patience = self.patience();
         let giants = Giants { least: self.settings.giant_threshold, parts_a_job: self.settings.giant_parts };
-        let giants = Some(giants).filter(|g| g.least > 0 && attempts <= self.settings.max_attempts);
+        let giants = Some(giants).filter(|g| g.least > 0 && attempts < patience);
+        // An event waits for its giant as the job of a run does, so that nobody takes the upload for one that nobody wants.
+        let waiting = pack.origin(index).unwrap_or_else(|| Origin(pack.id.clone(), index as u32));
         let mut journal = Journal::new(tenure, run.clone(), &job.key, known, attempts, self.env.now())
-            .with_giants(giants, pack.origin(index))
+            .with_giants(giants, waiting)
             .with_sequencer(job.sequencer.clone());
         if wrong(Bug::StateWrittenEarly) && job.action == Action::Copy {
             let mut record = journal.next(Status::Done, self.env.now());
@@ -246,17 +248,22 @@ impl Inner {
             }
         }
         let alone = pack.jobs.len() == 1;
-        let patience = self.settings.max_attempts.saturating_mul(FORBEARANCE);
         if alone && attempts > patience {
             let error = Error::new(ErrorKind::Internal, Op::Transfer, job.key.to_string())
                 .with_source(format!("{} deliveries ended without an answer: the worker died or hung each time", attempts - 1));
             return self.give_up(pack, index, &mut journal, error).await;
         }
         let work = async {
-            if pack.run.is_none() && !self.transfer.takes(&self.intake.filter, &job.key).await? {
-                return Ok(Work::Passed);
+            if !job.key.as_str().starts_with(&self.intake.prefix) {
+                // E5: it was made for another task, or for this one with other settings.
+                let why = format!("the key does not begin with the task's prefix `{}`", self.intake.prefix);
+                return Err(Error::new(ErrorKind::Invalid, Op::Receive, job.key.to_string()).with_source(why));
             }
             match &job.parts {
+                // No finder has looked whether it is the task's.
+                None if job.destination == Seen::Unknown && !self.transfer.takes(&self.intake.filter, &job.key).await? => {
+                    self.transfer.leave_out(job, pack.origin(index).is_some(), &mut journal).await
+                }
                 None => self.transfer.work(job, &mut journal).await,
                 Some(parts) => self.transfer.parts_of(job, parts, &pack.id, &mut journal).await,
             }
@@ -279,10 +286,15 @@ impl Inner {
         if alone && last { self.give_up(pack, index, &mut journal, error).await } else { Went::Again(error) }
     }
 
+    /// Deliveries of a job that is not held responsible for how they ended.
+    fn patience(&self) -> u32 {
+        self.settings.max_attempts.saturating_mul(FORBEARANCE)
+    }
+
     async fn give_up(&self, pack: &Pack, index: usize, journal: &mut Journal<'_>, error: Error) -> Went {
         let job = &pack.jobs[index];
         if let Some(parts) = &job.parts {
-            let last = Job { parts: Some(JobParts { attempts: self.settings.max_attempts, ..parts.clone() }), ..job.clone() };
+            let last = Job { parts: Some(JobParts { attempts: self.patience() - 1, ..parts.clone() }), ..job.clone() };
             return match self.transfer.give_up_parts(job, parts, &pack.id, journal).await {
                 Ok(work) => went(&last, pack.origin(index), work),
                 Err(error) => Went::Again(error),
@@ -357,11 +369,13 @@ impl Inner {
     async fn tell_of_published(&self, pack: &Pack, ended: impl IntoIterator<Item = (usize, &Ended)>) -> Result<()> {
         let published = ended.into_iter().filter(|(_, e)| matches!(e.outcome, Outcome::Copied | Outcome::CopiedTransportOnly));
         let looks: Vec<_> = published
-            .map(|(index, _)| {
+            .map(|(index, ended)| {
                 let job = &pack.jobs[index];
+                // What stands there is ours: no policy keeps it from being made right.
+                let ours = ended.record.destination.clone().filter(|_| job.overwrite != Overwrite::Always);
+                let destination = ours.map_or(Seen::Unknown, Seen::Present);
                 // It is to look whatever events were dealt with: that is what is in doubt.
-                let look =
-                    Job { destination: Seen::Unknown, action: Action::Copy, attempts: 0, origin: None, sequencer: None, ..job.anew() };
+                let look = Job { destination, action: Action::Copy, attempts: 0, origin: None, sequencer: None, ..job.anew() };
                 Pack::new(&*self.env, None, vec![look])
             })
             .collect();

@@ -11,6 +11,7 @@ use aws_credential_types::{
     provider::{ProvideCredentials, error::CredentialsError},
 };
 use aws_smithy_runtime_api::client::result::ConnectorError;
+use aws_smithy_types::error::ErrorMetadata;
 use dth_core::{
     error::{Error, ErrorKind, Op, Result},
     http::{Http, HttpSettings},
@@ -22,7 +23,9 @@ const SESSION: &str = "dth";
 
 pub(super) async fn load(config: &CredentialsConfig, bucket_region: &str, way: &HttpSettings, now: SystemTime) -> Result<Credentials> {
     match config {
-        CredentialsConfig::DefaultChain { profile } => default_chain(profile.as_deref(), bucket_region, way).await,
+        CredentialsConfig::DefaultChain { profile } => {
+            default_chain(profile.as_deref(), bucket_region, &Http::new(way.clone())?).await.map_err(|e| refused(&config.name(), e))
+        }
         CredentialsConfig::AssumeRole { role, external_id, session_name, region, endpoint, base } => {
             let base = Box::pin(super::load(base, bucket_region, way, now)).await?;
             let region = Region::new(region.clone().unwrap_or_else(|| bucket_region.to_owned()));
@@ -33,13 +36,13 @@ pub(super) async fn load(config: &CredentialsConfig, bucket_region: &str, way: &
             if let Some(id) = external_id {
                 role_of = role_of.external_id(id);
             }
-            role_of.build().await.provide_credentials().await.map_err(|e| refused(&format!("role {role}"), e))
+            role_of.build().await.provide_credentials().await.map_err(|e| refused(&config.name(), e))
         }
         #[cfg(feature = "secrets-manager")]
         CredentialsConfig::Secret { name, region, endpoint } => {
             let region = region.clone().or_else(|| region_of(name)).map(Region::new);
             let conf = settings(way, region, endpoint.as_ref())?;
-            secret::read(name, conf, now).await
+            secret::read(&config.name(), name, conf, now).await
         }
         #[cfg(not(feature = "secrets-manager"))]
         CredentialsConfig::Secret { .. } => Err(missing("build dth-s3 with feature `secrets-manager` to read secrets")),
@@ -59,16 +62,14 @@ fn settings(way: &HttpSettings, region: Option<Region>, endpoint: Option<&String
     Ok(conf)
 }
 
-async fn default_chain(profile: Option<&str>, region: &str, way: &HttpSettings) -> Result<Credentials> {
+async fn default_chain(profile: Option<&str>, region: &str, http: &Http) -> std::result::Result<Credentials, CredentialsError> {
     let region = Region::new(region.to_owned());
-    let conf = ProviderConfig::without_region().with_http_client(Http::new(way.clone())?.for_sdk()).with_region(Some(region.clone()));
+    let conf = ProviderConfig::without_region().with_http_client(http.for_sdk()).with_region(Some(region.clone()));
     let Some(profile) = profile else {
-        let chain = DefaultCredentialsChain::builder().configure(conf).region(region).build().await;
-        return chain.provide_credentials().await.map_err(|e| refused("credentials (default chain)", e));
+        return DefaultCredentialsChain::builder().configure(conf).region(region).build().await.provide_credentials().await;
     };
     // Not as a link of the chain: what stands before it there, the environment, is another identity.
-    let provider = ProfileFileCredentialsProvider::builder().configure(&conf).profile_name(profile).build();
-    provider.provide_credentials().await.map_err(|e| refused(&format!("credentials (profile {profile})"), e))
+    ProfileFileCredentialsProvider::builder().configure(&conf).profile_name(profile).build().provide_credentials().await
 }
 
 /// The region in the ARN of a secret.
@@ -79,16 +80,24 @@ fn region_of(secret: &str) -> Option<String> {
     }
 }
 
-/// Nothing was given: either nobody could be reached, which passes, or there is nothing to be had.
+/// Nothing was given: either nobody could be reached, or was too busy, which passes, or there is nothing to be had.
 fn refused(what: &str, error: impl StdError + Send + Sync + 'static) -> Error {
-    let kind = if is_unreachable(&error) { ErrorKind::Unavailable } else { ErrorKind::CredentialsExpired };
+    let kind = passing(&error).unwrap_or(ErrorKind::CredentialsExpired);
     Error::new(kind, Op::Configure, what).with_source(error)
 }
 
-fn is_unreachable(error: &(dyn StdError + 'static)) -> bool {
-    let here = error.downcast_ref::<ConnectorError>().is_some_and(|e| e.is_io() || e.is_timeout())
+/// What passes by itself, among the causes of an error.
+fn passing(error: &(dyn StdError + 'static)) -> Option<ErrorKind> {
+    let unreachable = error.downcast_ref::<ConnectorError>().is_some_and(|e| e.is_io() || e.is_timeout())
         || matches!(error.downcast_ref::<CredentialsError>(), Some(CredentialsError::ProviderTimedOut(_)));
-    here || error.source().is_some_and(is_unreachable)
+    if unreachable {
+        return Some(ErrorKind::Unavailable);
+    }
+    match error.downcast_ref::<ErrorMetadata>().and_then(ErrorMetadata::code) {
+        Some("Throttling" | "ThrottlingException" | "RequestLimitExceeded" | "TooManyRequestsException") => Some(ErrorKind::Throttled),
+        Some("ServiceUnavailable" | "InternalFailure" | "InternalError" | "InternalServiceError") => Some(ErrorKind::Unavailable),
+        _ => error.source().and_then(passing),
+    }
 }
 
 #[cfg(test)]
@@ -100,6 +109,10 @@ mod tests {
         let cause = || "why".to_owned();
         let unreachable = refused("role", CredentialsError::provider_error(ConnectorError::io(cause().into())));
         assert_eq!((unreachable.kind(), unreachable.is_retryable()), (ErrorKind::Unavailable, true));
+        let busy = ErrorMetadata::builder().code("Throttling").message("slow down").build();
+        assert_eq!(refused("role", CredentialsError::provider_error(busy)).kind(), ErrorKind::Throttled);
+        let denied = ErrorMetadata::builder().code("AccessDenied").build();
+        assert_eq!(refused("role", CredentialsError::provider_error(denied)).kind(), ErrorKind::CredentialsExpired);
         for error in [CredentialsError::not_loaded(cause()), CredentialsError::provider_error(ConnectorError::user(cause().into()))] {
             assert_eq!(refused("role", error).kind(), ErrorKind::CredentialsExpired);
         }
@@ -122,21 +135,20 @@ mod secret {
     /// A secret is rotated without a word: what was read is taken to expire after this time, and read again before.
     const LIFE: Duration = Duration::from_secs(15 * 60);
 
-    pub(super) async fn read(name: &str, conf: ConfigLoader, now: SystemTime) -> Result<Credentials> {
-        let target = format!("secret {name}");
+    pub(super) async fn read(target: &str, name: &str, conf: ConfigLoader, now: SystemTime) -> Result<Credentials> {
         let answer = Client::new(&conf.load().await).get_secret_value().secret_id(name).send().await;
         let answer = answer.map_err(|error| match &error {
             SdkError::ServiceError(said) if said.raw().status().as_u16() < 500 && said.raw().status().as_u16() != 429 => {
-                refused(&target, error)
+                refused(target, error)
             }
             SdkError::ServiceError(_) | SdkError::TimeoutError(_) | SdkError::ResponseError(_) => {
-                Error::new(ErrorKind::Unavailable, Op::Configure, &target).with_source(error)
+                Error::new(ErrorKind::Unavailable, Op::Configure, target).with_source(error)
             }
             // Nobody to ask with, or nobody there, which the causes tell.
-            _ => refused(&target, error),
+            _ => refused(target, error),
         })?;
         let text = answer.secret_string.or_else(|| String::from_utf8(answer.secret_binary?.into_inner()).ok());
-        parse(&target, &text.unwrap_or_default(), now + LIFE)
+        parse(target, &text.unwrap_or_default(), now + LIFE)
     }
 
     /// Errors say which field is wrong, and nothing of what is in it.

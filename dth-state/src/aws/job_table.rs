@@ -142,6 +142,9 @@ impl JobRow {
     fn from_item(item: &Item) -> Result<Self> {
         let key = get_text(item, KEY).unwrap_or_default();
         let wrong = |why: String| Error::new(ErrorKind::Invalid, Op::LoadState, format!("row `{key}`")).with_source(why);
+        if key.is_empty() {
+            return Err(wrong("it has no key".into()));
+        }
         let name = get_text(item, "JobStatus").unwrap_or_default();
         let status = JobStatus::parse(name).ok_or_else(|| wrong(format!("JobStatus is `{name}`")))?;
         let filled = |name| get_text(item, name).map(str::trim).filter(|text| !text.is_empty());
@@ -207,7 +210,9 @@ pub struct Imported {
     pub imported: u64,
     /// Rows of objects that had a record, which stays.
     pub known: u64,
-    /// Rows that cannot be read, and why; the first hundred.
+    /// Rows that cannot be read.
+    pub not_read: u64,
+    /// Which, and why; the first hundred.
     pub unreadable: Vec<String>,
 }
 
@@ -268,10 +273,13 @@ impl JobTable {
             let mut rows = Vec::new();
             for item in page.items() {
                 match JobRow::from_item(item) {
-                    Ok(row) if !row.key.as_str().is_empty() => rows.push(row),
-                    Ok(_) => {}
-                    Err(error) if told.unreadable.len() < 100 => told.unreadable.push(error.chain()),
-                    Err(_) => {}
+                    Ok(row) => rows.push(row),
+                    Err(error) => {
+                        told.not_read += 1;
+                        if told.unreadable.len() < 100 {
+                            told.unreadable.push(error.chain());
+                        }
+                    }
                 }
             }
             for rows in rows.chunks(WRITES) {

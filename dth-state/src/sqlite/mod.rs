@@ -37,7 +37,8 @@ const MIGRATIONS: [(i64, &str); 2] = [
     (
         2,
         "ALTER TABLE pack ADD COLUMN claimed INTEGER NOT NULL DEFAULT 0;
-         UPDATE pack SET claimed = unixepoch() * 1000;
+         -- Packs of files of the first version do not say of which run they are, which may be open.
+         UPDATE pack SET claimed = (unixepoch() + 30 * 86400) * 1000;
          CREATE INDEX pack_of_event ON pack (claimed) WHERE run IS NULL;",
     ),
 ];

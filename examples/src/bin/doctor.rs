@@ -8,9 +8,9 @@ use dth_core::{
     error::{Error, ErrorKind, Result},
     index::ListRequest,
     key_map::KeyMap,
-    object::ObjectKey,
-    queue::Message,
-    sink::{Body, Condition, PutOptions},
+    object::{ETag, ObjectKey},
+    queue::{Message, Queue},
+    sink::{Body, Condition, Part, PutOptions, UploadId},
     source::ReadOptions,
     state::{PackId, Record, RecordWrite, RunId, Status},
 };
@@ -88,16 +88,19 @@ async fn cluster(settings: &Settings, doctor: &mut Doctor, write: bool) {
         Err(error) => {
             doctor.failed = true;
             println!("FAIL  queue and table (needs sqs:GetQueueUrl, sqs:GetQueueAttributes, dynamodb:DescribeTable): {error:#}");
-            if settings.cluster.as_ref().is_some_and(|c| c.create) && !write {
+            let missing = error.chain().filter_map(|e| e.downcast_ref::<Error>()).any(|e| e.kind() == ErrorKind::NotFound);
+            if missing && settings.cluster.as_ref().is_some_and(|c| c.create) && !write {
                 println!("      `create = true` makes them: by `doctor --write`, or by whatever is started first");
             }
             return;
         }
     };
     println!("ok    queue and table: found");
-    if let Some(depth) = doctor.tell("queue: depth", "sqs:GetQueueAttributes on both queues", stores.queue.depth().await) {
+    let depth = doctor.tell("queue: depth", "sqs:GetQueueAttributes on both queues", stores.queue.depth().await);
+    if let Some(depth) = &depth {
         println!("      {} messages wait, {} dead letters", depth.pending(), depth.dead);
     }
+    let waiting = depth.map_or(u64::MAX, |depth| depth.pending());
     let probe = ObjectKey::new(".dth-doctor");
     doctor.tell("table: read records", "dynamodb:BatchGetItem", stores.state.records(std::slice::from_ref(&probe)).await);
     doctor.tell("table: read runs", "dynamodb:Query", stores.state.runs(1).await);
@@ -108,14 +111,10 @@ async fn cluster(settings: &Settings, doctor: &mut Doctor, write: bool) {
     let message = [Message { body: test.into(), delay: Duration::ZERO }];
     let sent = stores.queue.send(&message).await.and_then(|sent| sent.into_iter().collect::<Result<Vec<()>>>());
     doctor.tell("queue: send (a test message)", "sqs:SendMessage", sent);
-    // Takes its own message, if it comes among the first, and gives others back at once.
-    let received = stores.queue.receive(10, Duration::from_secs(5), Duration::from_secs(2)).await;
-    for delivery in doctor.tell("queue: receive", "sqs:ReceiveMessage", received).unwrap_or_default() {
-        if delivery.body == test {
-            doctor.tell("queue: delete", "sqs:DeleteMessage", stores.queue.ack(&delivery.receipt).await);
-        } else {
-            doctor.tell("queue: give back", "sqs:ChangeMessageVisibility", stores.queue.release(&delivery.receipt, Duration::ZERO).await);
-        }
+    if waiting > FEW {
+        println!("-     queue: receive, extend, delete: not tried, because {waiting} messages wait, which are others' to take");
+    } else {
+        own_message(&*stores.queue, test, doctor).await;
     }
     let pack = PackId::new(format!("doctor-{:016x}", SystemEnv.random()));
     let claim = stores.state.claim(&pack, None, SystemEnv.random() >> 1, &[(probe.clone(), None)]).await;
@@ -126,6 +125,39 @@ async fn cluster(settings: &Settings, doctor: &mut Doctor, write: bool) {
         let written = stores.state.commit(&claim.fence, &[write]).await;
         doctor.tell("table: write a record", "dynamodb:PutItem, dynamodb:UpdateItem, dynamodb:ConditionCheckItem", written);
     }
+    let upload = UploadId::new(pack.as_str());
+    let part = Part { number: 1, size: 1, etag: ETag::new("doctor"), opaque_etag: false, checksum: None };
+    let saved = stores.state.save_parts(&upload, &[part]).await;
+    doctor.tell("table: save parts", "dynamodb:BatchWriteItem, dynamodb:PutItem", saved);
+    doctor.tell("table: forget parts", "dynamodb:Query, dynamodb:DeleteItem", stores.state.forget_parts(&upload).await);
+}
+
+/// Messages among which its own is looked for.
+const FEW: u64 = 10;
+
+/// Takes its own message, and gives others back at once.
+async fn own_message(queue: &dyn Queue, test: &str, doctor: &mut Doctor) {
+    let begun = tokio::time::Instant::now();
+    while begun.elapsed() < Duration::from_secs(20) {
+        let received = match queue.receive(10, Duration::from_secs(10), Duration::from_secs(2)).await {
+            Ok(received) => received,
+            Err(error) => {
+                doctor.tell::<()>("queue: receive", "sqs:ReceiveMessage", Err(error));
+                return;
+            }
+        };
+        for delivery in received {
+            if delivery.body != test {
+                doctor.tell("queue: give back", "sqs:ChangeMessageVisibility", queue.release(&delivery.receipt, Duration::ZERO).await);
+                continue;
+            }
+            println!("ok    queue: receive");
+            doctor.tell("queue: extend", "sqs:ChangeMessageVisibility", queue.extend(&delivery.receipt, Duration::from_secs(10)).await);
+            doctor.tell("queue: delete", "sqs:DeleteMessage", queue.ack(&delivery.receipt).await);
+            return;
+        }
+    }
+    println!("-     queue: extend, delete: not tried, because somebody else has taken the test message");
 }
 
 /// Who is told.

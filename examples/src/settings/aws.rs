@@ -44,7 +44,7 @@ pub(super) async fn import_job_table(cluster: &Cluster) -> anyhow::Result<Vec<St
     let table = JobTable::open(&of_table(cluster).await?, name).await?;
     let Stores { state, .. } = open(&Cluster { job_table: None, ..cluster.clone() }).await?;
     let told = table.import(&*state, &SystemEnv).await?;
-    let sum = format!("{} rows imported, {} objects were known already", told.imported, told.known);
+    let sum = format!("{} rows imported, {} objects were known already, {} rows not read", told.imported, told.known, told.not_read);
     Ok([sum].into_iter().chain(told.unreadable.into_iter().map(|row| format!("not read: {row}"))).collect())
 }
 

@@ -239,6 +239,8 @@ impl DynamoStore {
                 *of_run.entry(outcome.label()).or_default() += Tally::one(*bytes);
             }
         }
+        // The fence's own pack is looked at in any case; others are left alone where nothing is new.
+        counted.packs.retain(|pack, (_, changed)| *changed || *pack == fence.pack);
         Ok(counted)
     }
 
@@ -249,11 +251,11 @@ impl DynamoStore {
             if *pack == fence.pack {
                 update.when_equal("ep", number(fence.epoch));
                 update.when_equal("inc", number(fence.incarnation));
+            }
+            if !changed {
                 // Jobs of one pack that only note how far they are do not get in each other's way.
-                if !changed {
-                    items.push(self.check(self.pack_key(pack), &update)?);
-                    continue;
-                }
+                items.push(self.check(self.pack_key(pack), &update)?);
+                continue;
             }
             if state.revision == 0 {
                 update.when_missing("rev");

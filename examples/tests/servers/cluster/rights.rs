@@ -99,18 +99,19 @@ async fn the_rights_that_are_named_are_enough() {
     let poison = [Message { body: "{not json".into(), delay: Duration::ZERO }];
     queue.send(&poison).await.unwrap().remove(0).unwrap();
 
-    let mut working = std::process::Command::new(env!("CARGO_BIN_EXE_worker"));
-    working.arg("--config").arg(&file).envs(with_keys(worker.clone())).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut working = tokio::process::Command::new(env!("CARGO_BIN_EXE_worker"));
+    working.arg("--config").arg(&file).envs(with_keys(worker.clone())).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
     let working = working.spawn().unwrap();
-    let found = run_as(env!("CARGO_BIN_EXE_finder"), &file, &["--wait"], with_keys(finder)).await;
+    let found = run_as(env!("CARGO_BIN_EXE_finder"), &file, &["--wait"], with_keys(finder));
+    let found = tokio::time::timeout(Duration::from_secs(180), found).await.expect("a right is missing: it waits for ever");
     let text = format!("{}{}", String::from_utf8_lossy(&found.stdout), String::from_utf8_lossy(&found.stderr));
     let begun = Instant::now();
     while found.status.success() && queue.depth().await.unwrap().dead == 0 && begun.elapsed() < Duration::from_secs(30) {
         sleep(Duration::from_millis(300)).await;
     }
     // It drains, and tells what it could not do.
-    std::process::Command::new("kill").arg(working.id().to_string()).status().unwrap();
-    let log = tokio::task::spawn_blocking(move || working.wait_with_output().unwrap()).await.unwrap();
+    std::process::Command::new("kill").arg(working.id().unwrap().to_string()).status().unwrap();
+    let log = working.wait_with_output().await.unwrap();
     let log = String::from_utf8_lossy(&log.stderr).into_owned();
     assert!(found.status.success() && text.contains("the ledger closes"), "{text}{log}");
     assert!(!log.contains("access denied"), "{log}");
@@ -120,20 +121,33 @@ async fn the_rights_that_are_named_are_enough() {
     let done = RecordQuery { status: Some(Status::Done), ..RecordQuery::default() };
     assert_eq!(state.query(&done, 1000).await.unwrap().len(), 301);
 
+    // Something to be sent again.
+    let again = [Message { body: r#"{"key":"k001","size":100}"#.into(), delay: Duration::ZERO }];
+    queue.send(&again).await.unwrap().remove(0).unwrap();
+    let delivery = queue.receive(1, Duration::from_secs(30), Duration::from_secs(5)).await.unwrap().remove(0);
+    queue.dead_letter(&delivery, "why not").await.unwrap();
     let looker = with_keys(user(&cloud, "looker", &granted("`runs`, `verify`, `explain`")).await);
     for (binary, arguments, told) in [
         (env!("CARGO_BIN_EXE_runs"), vec!["list"], "finished"),
         (env!("CARGO_BIN_EXE_runs"), vec!["failed"], "dead letter"),
-        (env!("CARGO_BIN_EXE_runs"), vec!["redrive"], "no dead letters"),
+        (env!("CARGO_BIN_EXE_runs"), vec!["redrive", "--only", "why not"], "1 jobs are queued again"),
         (env!("CARGO_BIN_EXE_runs"), vec!["retry"], "nothing failed"),
         (env!("CARGO_BIN_EXE_runs"), vec!["forget", "--days", "0"], "1 runs forgotten"),
+        (env!("CARGO_BIN_EXE_runs"), vec!["cancel", "RUN"], ""),
+        (env!("CARGO_BIN_EXE_runs"), vec!["show", "RUN"], "cancelled"),
         (env!("CARGO_BIN_EXE_verify"), vec![], "301 as recorded on both sides"),
         (env!("CARGO_BIN_EXE_explain"), vec!["k007"], "\"done\""),
     ] {
+        let run = state.runs(1).await.unwrap().first().map_or(String::new(), |run| run.id.to_string());
+        let arguments: Vec<&str> = arguments.into_iter().map(|a| if a == "RUN" { run.as_str() } else { a }).collect();
         let out = run_as(binary, &file, &arguments, looker.clone()).await;
         let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
         assert!(out.status.success() && text.contains(told), "{arguments:?}: {text}");
     }
+
+    // The message of the run that was called off.
+    let left = queue.receive(1, Duration::from_secs(30), Duration::from_secs(5)).await.unwrap().remove(0);
+    queue.ack(&left.receipt).await.unwrap();
 
     // The doctor finds nothing missing, and names what is.
     let topic = cloud.python(&venv(), MAKE_TOPIC, &["alarms"]).await.unwrap();
@@ -147,7 +161,14 @@ async fn the_rights_that_are_named_are_enough() {
     let root = super::cloud::own_rights();
     let (well, text) = doctor(root.clone(), &["--write"]).await;
     assert!(well && !text.contains("FAIL"), "{text}");
-    for told in ["queue: delete", "table: write a record", "alarms: a test notice by SnsNotifier", "conditional writes are honoured"] {
+    for told in [
+        "queue: extend",
+        "queue: delete",
+        "table: write a record",
+        "table: forget parts",
+        "alarms: a test notice by SnsNotifier",
+        "conditional writes are honoured",
+    ] {
         assert!(text.lines().any(|line| line.starts_with("ok ") && line.contains(told)), "{told} in {text}");
     }
     assert_eq!(queue.depth().await.unwrap().pending(), 0, "its test message is gone");
@@ -156,7 +177,7 @@ async fn the_rights_that_are_named_are_enough() {
     assert!(told.contains("this is a test"), "{told}");
     let (well, text) = doctor(worker, &["--write"]).await;
     assert!(!well && text.contains("needs sns:Publish"), "{text}");
-    for missing in ["sqs:DeleteMessage", "dynamodb:PutItem"] {
+    for missing in ["sqs:DeleteMessage", "sqs:ChangeMessageVisibility", "dynamodb:PutItem", "dynamodb:BatchWriteItem"] {
         let rights = granted("`worker`").map(|actions| actions.into_iter().filter(|a| a != missing).collect());
         let (well, text) = doctor(user(&cloud, "less", &rights).await, &["--write"]).await;
         assert!(!well && text.lines().any(|line| line.starts_with("FAIL") && line.contains(missing)), "{missing}: {text}");
