@@ -121,8 +121,7 @@ async fn dead_jobs(
             {
                 // The parts of an object that a queue has given up by itself: only the object's own job has a place in a ledger.
                 let whole = |job: Job| if job.parts.is_some() { job.anew() } else { job };
-                // It counts in its new run, whatever later event was dealt with meanwhile.
-                let fresh = |job| Job { attempts: 0, origin: None, sequencer: None, ..whole(job) };
+                let fresh = |job| Job { attempts: 0, origin: None, ..whole(job) };
                 let fresh = pack.jobs.into_iter().map(fresh).collect();
                 found.push((Some(dead.id), fresh));
             }

@@ -369,6 +369,32 @@ async fn an_outage_of_ten_minutes_is_waited_for() {
     assert_eq!((done("CreateUpload"), done("PutPart")), (1, 9), "no part twice");
 }
 
+/// Tries that an outage has used up do not leave a giant to one worker alone.
+#[tokio::test(start_paused = true)]
+async fn a_giant_is_handed_out_after_an_outage() {
+    let (source, sink) = (MemoryStore::default(), MemoryStore::default());
+    source.insert("giant", vec![7; 9000]);
+    let weather = Arc::new(Weather::new(Arc::new(SeededEnv::new(1)), Faults { before: 1000, ..Faults::default() }));
+    let away = Arc::new(Chaos::new(Arc::new(sink.clone()), Arc::clone(&weather), 1));
+    let (queue, state) = (Arc::new(MemoryQueue::new()), Arc::new(MemoryState::new()));
+    let settings = WorkerSettings { giant_threshold: 1000, giant_parts: 1, transfer: in_parts_of(1000), ..WorkerSettings::default() };
+    let task = Sync::new(Arc::new(source.clone()), away).with_state(Arc::clone(&queue) as _, Arc::clone(&state) as _);
+    let found = Sync::new(Arc::new(source.clone()), Arc::new(sink.clone())).with_state(Arc::clone(&queue) as _, Arc::clone(&state) as _);
+    found.finder().unwrap().run(&CancellationToken::new()).await.unwrap();
+    let worker = task.with_worker(settings).worker().unwrap();
+    let mut scope = TaskScope::new();
+    scope.spawn(async move { worker.run(CancellationToken::new()).await });
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    weather.set(Faults { latency: 2_000, ..Faults::default() });
+    let mut most = 0;
+    while queue.depth().await.unwrap().pending() > 0 {
+        most = most.max(queue.depth().await.unwrap().pending());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(most > 4, "{most} messages at once: its parts were no jobs");
+    assert_eq!(bodies(&source), bodies(&sink));
+}
+
 /// An object that kills whoever reads it.
 #[derive(Debug)]
 struct Deadly {

@@ -224,7 +224,7 @@ impl Inner {
             && pack.origin(index).is_none()
         {
             // E1: whoever dealt with a later one looked at the source after this one. A message that was received before may have
-            // died half-way, and looks for itself.
+            // died half-way, and looks for itself; one that was sent again as a run counts there.
             reached(Branch::EventKnown);
             return Went::Passed(Vec::new());
         }
