@@ -234,7 +234,7 @@ pub struct Pack {
     pub run: Option<RunId>,
     /// The jobs.
     pub jobs: Vec<Job>,
-    /// What else the message says, and why that cannot be done: it is given up once the jobs are done.
+    /// What else the message says, and why that cannot be done: it is given up, and the jobs go on as a message of their own.
     #[serde(skip)]
     pub refused: Vec<String>,
 }
