@@ -334,6 +334,37 @@ async fn failed_objects_are_retried() {
     assert_eq!(runs::retry_failed(&*state, &*queue, None, &Intake::everything(), &env, &retry).await.unwrap(), None);
 }
 
+/// A queue, a state, and tasks on them that hand objects of more than 1,000 bytes out in parts of so many, one a job.
+#[derive(Default)]
+struct Handed {
+    queue: Arc<MemoryQueue>,
+    state: Arc<MemoryState>,
+}
+
+impl Handed {
+    fn task(&self, source: Arc<dyn Source>, sink: Arc<dyn Sink>) -> Sync {
+        let transfer = TransferSettings { hold_max: 1000, single_max: 1000, part_size: 1000, ..TransferSettings::default() };
+        // One message at a time, so that what it leaves in the queue can be looked at.
+        let settings = WorkerSettings { packs: 1, giant_threshold: 1000, giant_parts: 1, transfer, ..WorkerSettings::default() };
+        Sync::new(source, sink).with_state(Arc::clone(&self.queue) as _, Arc::clone(&self.state) as _).with_worker(settings)
+    }
+}
+
+/// A store's weather, and the store in it.
+fn in_weather(store: &MemoryStore, faults: Faults) -> (Arc<Weather>, Arc<Chaos<MemoryStore>>) {
+    let weather = Arc::new(Weather::new(Arc::new(SeededEnv::new(1)), faults));
+    weather.keep_log();
+    (Arc::clone(&weather), Arc::new(Chaos::new(Arc::new(store.clone()), weather, 1)))
+}
+
+/// Works until it is dropped.
+fn working(task: &Sync) -> TaskScope {
+    let worker = task.worker().expect("its settings are good");
+    let mut scope = TaskScope::new();
+    scope.spawn(async move { worker.run(CancellationToken::new()).await });
+    scope
+}
+
 /// A store that is away for ten minutes costs time, and neither objects nor the parts of a giant that were brought before.
 #[tokio::test(start_paused = true)]
 async fn an_outage_of_ten_minutes_is_waited_for() {
@@ -342,16 +373,12 @@ async fn an_outage_of_ten_minutes_is_waited_for() {
         source.insert(format!("k{n:02}"), "body");
     }
     source.insert("giant", vec![7; 9000]);
-    let weather = Arc::new(Weather::new(Arc::new(SeededEnv::new(1)), Faults { latency: 4_000, ..Faults::default() }));
-    weather.keep_log();
-    let away = Arc::new(Chaos::new(Arc::new(sink.clone()), Arc::clone(&weather), 1));
-    let (queue, state) = (Arc::new(MemoryQueue::new()), Arc::new(MemoryState::new()));
-    let settings = WorkerSettings { giant_threshold: 1000, giant_parts: 1, transfer: in_parts_of(1000), ..WorkerSettings::default() };
-    let make = |to: Arc<dyn Sink>| Sync::new(Arc::new(source.clone()), to).with_state(Arc::clone(&queue) as _, Arc::clone(&state) as _);
-    let run = make(Arc::new(sink.clone())).finder().unwrap().run(&CancellationToken::new()).await.unwrap();
-    let worker = make(away).with_worker(settings).worker().unwrap();
-    let mut scope = TaskScope::new();
-    scope.spawn(async move { worker.run(CancellationToken::new()).await });
+    let (weather, away) = in_weather(&sink, Faults { latency: 4_000, ..Faults::default() });
+    let handed = Handed::default();
+    let (queue, state) = (&handed.queue, &handed.state);
+    let found = handed.task(Arc::new(source.clone()), Arc::new(sink.clone())).finder().unwrap();
+    let run = found.run(&CancellationToken::new()).await.unwrap();
+    let workers = [(); 2].map(|()| working(&handed.task(Arc::new(source.clone()), Arc::clone(&away) as _)));
     let done = |op: &str| weather.log().iter().filter(|line| line.ends_with(&format!("{op}: done"))).count();
     while done("PutPart") < 3 {
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -362,11 +389,12 @@ async fn an_outage_of_ten_minutes_is_waited_for() {
     assert!(queue.dead_letters(None, 10).await.unwrap().is_empty());
     weather.set(Faults::default());
     let (env, retry) = (SeededEnv::new(2), RetryPolicy::default());
-    let wait = runs::wait(&*state, &run.id, &env, &retry);
+    let wait = runs::wait(&**state, &run.id, &env, &retry);
     let run = tokio::time::timeout(Duration::from_secs(1200), wait).await.expect("it ends").unwrap();
     assert_eq!(run.outcomes_like("copied").objects, 21);
     assert_eq!(bodies(&source), bodies(&sink));
     assert_eq!((done("CreateUpload"), done("PutPart")), (1, 9), "no part twice");
+    drop(workers);
 }
 
 /// Tries that an outage has used up do not leave a giant to one worker alone.
@@ -374,16 +402,12 @@ async fn an_outage_of_ten_minutes_is_waited_for() {
 async fn a_giant_is_handed_out_after_an_outage() {
     let (source, sink) = (MemoryStore::default(), MemoryStore::default());
     source.insert("giant", vec![7; 9000]);
-    let weather = Arc::new(Weather::new(Arc::new(SeededEnv::new(1)), Faults { before: 1000, ..Faults::default() }));
-    let away = Arc::new(Chaos::new(Arc::new(sink.clone()), Arc::clone(&weather), 1));
-    let (queue, state) = (Arc::new(MemoryQueue::new()), Arc::new(MemoryState::new()));
-    let settings = WorkerSettings { giant_threshold: 1000, giant_parts: 1, transfer: in_parts_of(1000), ..WorkerSettings::default() };
-    let task = Sync::new(Arc::new(source.clone()), away).with_state(Arc::clone(&queue) as _, Arc::clone(&state) as _);
-    let found = Sync::new(Arc::new(source.clone()), Arc::new(sink.clone())).with_state(Arc::clone(&queue) as _, Arc::clone(&state) as _);
-    found.finder().unwrap().run(&CancellationToken::new()).await.unwrap();
-    let worker = task.with_worker(settings).worker().unwrap();
-    let mut scope = TaskScope::new();
-    scope.spawn(async move { worker.run(CancellationToken::new()).await });
+    let (weather, away) = in_weather(&sink, Faults { before: 1000, ..Faults::default() });
+    let handed = Handed::default();
+    let queue = &handed.queue;
+    let found = handed.task(Arc::new(source.clone()), Arc::new(sink.clone())).finder().unwrap();
+    found.run(&CancellationToken::new()).await.unwrap();
+    let _worker = working(&handed.task(Arc::new(source.clone()), away));
     tokio::time::sleep(Duration::from_secs(600)).await;
     weather.set(Faults { latency: 2_000, ..Faults::default() });
     let mut most = 0;
@@ -467,23 +491,15 @@ async fn an_object_that_kills_workers_is_given_up_alone() {
     assert_eq!(bodies(&store), bodies(&sink));
 }
 
-fn in_parts_of(bytes: u64) -> TransferSettings {
-    TransferSettings { hold_max: bytes, single_max: bytes, part_size: bytes, ..TransferSettings::default() }
-}
-
 /// The destination of a giant is written by somebody else while its parts are brought: that costs a look, and no part twice.
 #[tokio::test(start_paused = true)]
 async fn a_giant_is_completed_over_what_was_written_meanwhile() {
     let store = || MemoryStore::new(MemoryStoreSettings { etag: EtagKind::Opaque, ..MemoryStoreSettings::default() });
     let (source, sink) = (store(), store());
     source.insert("giant", vec![7; 5000]);
-    let weather = Arc::new(Weather::new(Arc::new(SeededEnv::new(1)), Faults::default()));
-    weather.keep_log();
+    let (weather, slow) = in_weather(&sink, Faults::default());
     weather.script_op(Op::CompleteUpload, 1, Strike::Freeze);
-    let slow = Arc::new(Chaos::new(Arc::new(sink.clone()), Arc::clone(&weather), 1));
-    let (queue, state) = (Arc::new(MemoryQueue::new()), Arc::new(MemoryState::new()));
-    let settings = WorkerSettings { giant_threshold: 1000, giant_parts: 1, transfer: in_parts_of(1000), ..WorkerSettings::default() };
-    let task = Sync::new(Arc::new(source.clone()), slow).with_state(queue, state).with_worker(settings);
+    let task = Handed::default().task(Arc::new(source.clone()), slow);
     let others = async {
         tokio::time::sleep(Duration::from_secs(60)).await;
         sink.insert("giant", "somebody else's");
@@ -515,15 +531,13 @@ async fn one_message(task: &Sync, queue: &MemoryQueue) {
 async fn a_run_does_not_wait_for_one_that_was_called_off() {
     let (source, sink) = (MemoryStore::default(), MemoryStore::default());
     source.insert("giant", vec![1; 5000]);
-    let weather = Arc::new(Weather::new(Arc::new(SeededEnv::new(1)), Faults { latency: 1_000, ..Faults::default() }));
-    let slow = Arc::new(Chaos::new(Arc::new(source.clone()), weather, 1));
-    let (queue, state) = (Arc::new(MemoryQueue::new()), Arc::new(MemoryState::new()));
-    let settings =
-        WorkerSettings { packs: 1, giant_threshold: 1000, giant_parts: 1, transfer: in_parts_of(1000), ..WorkerSettings::default() };
-    let task = Sync::new(slow, Arc::new(sink.clone())).with_state(Arc::clone(&queue) as _, Arc::clone(&state) as _).with_worker(settings);
+    let (_, slow) = in_weather(&source, Faults { latency: 1_000, ..Faults::default() });
+    let handed = Handed::default();
+    let (queue, state) = (&handed.queue, &handed.state);
+    let task = handed.task(slow, Arc::new(sink.clone()));
     let (env, retry) = (SeededEnv::new(2), RetryPolicy::default());
     let first = task.finder().unwrap().run(&CancellationToken::new()).await.unwrap();
-    one_message(&task, &queue).await;
+    one_message(&task, queue).await;
     // The first run's parts, of a version that is not any more.
     assert_eq!(queue.depth().await.unwrap().ready, 4);
     while let Some(part) = queue.receive(1, Duration::from_secs(9), Duration::ZERO).await.unwrap().pop() {
@@ -531,13 +545,11 @@ async fn a_run_does_not_wait_for_one_that_was_called_off() {
     }
     source.insert("giant", vec![2; 5000]);
     let second = task.finder().unwrap().run(&CancellationToken::new()).await.unwrap();
-    one_message(&task, &queue).await;
+    one_message(&task, queue).await;
     assert_eq!(queue.depth().await.unwrap().ready, 4, "the second run's parts");
-    runs::cancel(&*state, &second.id, &env, &retry).await.unwrap();
-    let worker = task.worker().unwrap();
-    let mut scope = TaskScope::new();
-    scope.spawn(async move { worker.run(CancellationToken::new()).await });
-    let wait = runs::wait(&*state, &first.id, &env, &retry);
+    runs::cancel(&**state, &second.id, &env, &retry).await.unwrap();
+    let _worker = working(&task);
+    let wait = runs::wait(&**state, &first.id, &env, &retry);
     let first = tokio::time::timeout(Duration::from_secs(600), wait).await.expect("its ledger closes").unwrap();
     assert_eq!((first.state, first.outcomes_like("copied").objects), (RunState::Finished, 1));
     assert_eq!(bodies(&source), bodies(&sink));
@@ -548,21 +560,19 @@ async fn a_run_does_not_wait_for_one_that_was_called_off() {
 async fn an_event_does_not_end_with_a_run_that_was_called_off() {
     let (source, sink) = (MemoryStore::default(), MemoryStore::default());
     source.insert("giant", vec![1; 5000]);
-    let weather = Arc::new(Weather::new(Arc::new(SeededEnv::new(1)), Faults { latency: 1_000, ..Faults::default() }));
-    let slow = Arc::new(Chaos::new(Arc::new(source.clone()), weather, 1));
-    let (queue, state) = (Arc::new(MemoryQueue::new()), Arc::new(MemoryState::new()));
-    let settings =
-        WorkerSettings { packs: 1, giant_threshold: 1000, giant_parts: 1, transfer: in_parts_of(1000), ..WorkerSettings::default() };
-    let task = Sync::new(slow, Arc::new(sink.clone())).with_state(Arc::clone(&queue) as _, Arc::clone(&state) as _).with_worker(settings);
+    let (_, slow) = in_weather(&source, Faults { latency: 1_000, ..Faults::default() });
+    let handed = Handed::default();
+    let (queue, state) = (&handed.queue, &handed.state);
+    let task = handed.task(slow, Arc::new(sink.clone()));
     let run = task.finder().unwrap().run(&CancellationToken::new()).await.unwrap();
-    one_message(&task, &queue).await;
+    one_message(&task, queue).await;
     let mut parts = Vec::new();
     while let Some(part) = queue.receive(1, Duration::from_secs(900), Duration::ZERO).await.unwrap().pop() {
         parts.push(part);
     }
     assert_eq!(parts.len(), 4, "the run's");
     queue.send(&[Message { body: r#"{"key":"giant","size":5000}"#.into(), delay: Duration::ZERO }]).await.unwrap();
-    one_message(&task, &queue).await;
+    one_message(&task, queue).await;
     // What the event has handed out finds a closer, and passes.
     while let Some(part) = queue.receive(1, Duration::from_secs(9), Duration::ZERO).await.unwrap().pop() {
         queue.ack(&part.receipt).await.unwrap();
@@ -571,10 +581,8 @@ async fn an_event_does_not_end_with_a_run_that_was_called_off() {
         queue.release(&part.receipt, Duration::ZERO).await.unwrap();
     }
     let (env, retry) = (SeededEnv::new(2), RetryPolicy::default());
-    runs::cancel(&*state, &run.id, &env, &retry).await.unwrap();
-    let worker = task.worker().unwrap();
-    let mut scope = TaskScope::new();
-    scope.spawn(async move { worker.run(CancellationToken::new()).await });
+    runs::cancel(&**state, &run.id, &env, &retry).await.unwrap();
+    let _worker = working(&task);
     while queue.depth().await.unwrap().pending() > 0 {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
