@@ -112,7 +112,7 @@ async fn dead_jobs(
         let Some(last) = page.last() else { return Ok(found) };
         after = Some(last.id.clone());
         for dead in page {
-            // What a message says besides, and nobody understands, is the reason why it lies here: its jobs are done.
+            // What a message says besides, and nobody understands, is the reason why it lies here: its jobs went on without it.
             if let Ok(pack) = Pack::read(&dead.body, intake, env)
                 && pack.refused.is_empty()
                 && !pack.jobs.is_empty()

@@ -253,6 +253,16 @@ pub struct Waiting {
     pub origin: Origin,
 }
 
+impl Waiting {
+    /// Events, which count nowhere; one for all of them: there may be many of one object.
+    pub(crate) fn events() -> Self {
+        Self { run: RunId::new(EVENTS), origin: Origin(PackId::new(EVENTS), 0) }
+    }
+}
+
+/// What stands for a run where there is none.
+pub(crate) const EVENTS: &str = "events";
+
 /// The cause of a failure, for people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {

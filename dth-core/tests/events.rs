@@ -61,6 +61,15 @@ impl Bench {
         async move { worker.run(CancellationToken::new()).await }
     }
 
+    /// The same, of one that hands objects of more than 1,000 bytes out in parts of so many.
+    fn giant_worker(&self, source: Arc<dyn Source>, sink: Arc<dyn Sink>, selection: FinderSettings) -> impl Future<Output = ()> + use<> {
+        let transfer = TransferSettings { hold_max: 1000, single_max: 1000, part_size: 1000, ..TransferSettings::default() };
+        let settings = WorkerSettings { giant_threshold: 1000, giant_parts: 1, transfer, ..WorkerSettings::default() };
+        let worker = Worker::builder(source, sink, self.queue.clone(), self.state.clone());
+        let worker = worker.with_settings(settings).with_selection(selection).build().unwrap();
+        async move { worker.run(CancellationToken::new()).await }
+    }
+
     /// Waits until nothing is left to do.
     async fn rest(&self) {
         while self.queue.depth().await.unwrap().pending() > 0 {
@@ -275,14 +284,10 @@ async fn an_upload_that_the_filter_overtakes_is_thrown_away() {
     let bench = Bench::new();
     let filter = FilterSettings { max_size: Some(5000), ..FilterSettings::default() };
     let selection = FinderSettings { filter, ..FinderSettings::default() };
-    let transfer = TransferSettings { hold_max: 1000, single_max: 1000, part_size: 1000, ..TransferSettings::default() };
-    let settings = WorkerSettings { giant_threshold: 1000, giant_parts: 1, transfer, ..WorkerSettings::default() };
     let weather = Arc::new(Weather::new(Arc::new(SeededEnv::new(1)), Faults { latency: 2_000, ..Faults::default() }));
     let slow = Arc::new(Chaos::new(Arc::new(bench.source.clone()), weather, 1));
-    let worker = Worker::builder(slow, Arc::new(bench.sink.clone()), bench.queue.clone(), bench.state.clone());
-    let worker = worker.with_settings(settings).with_selection(selection).build().unwrap();
     let mut scope = TaskScope::new();
-    scope.spawn(async move { worker.run(CancellationToken::new()).await });
+    scope.spawn(bench.giant_worker(slow, Arc::new(bench.sink.clone()), selection));
     bench.source.insert("k", vec![1; 5000]);
     bench.send(json!({"key": "k", "size": 5000}).to_string(), Duration::ZERO).await;
     while bench.sink.open_uploads() == 0 {
@@ -311,25 +316,54 @@ async fn what_the_filter_leaves_out_is_not_deleted() {
     }
 }
 
-/// When we wrote a copy says nothing of how old it is: a later version replaces it under `if_newer`, too.
+/// When we wrote a copy says nothing of how old it is: a later version replaces it under `if_newer`, too, in one piece and in parts, and
+/// where the first try fails.
 #[tokio::test(start_paused = true)]
 async fn our_own_copy_is_no_newer_object() {
+    for (size, fails) in [(5, Op::Put), (5000, Op::CompleteUpload)] {
+        let bench = Bench::new();
+        for n in 0..9 {
+            // Stores in memory take the number of a write for its time.
+            bench.sink.insert(format!("other{n}"), "x");
+            bench.sink.remove(&format!("other{n}").as_str().into());
+        }
+        let weather = Arc::new(Weather::new(Arc::new(SeededEnv::new(1)), Faults::default()));
+        let sink = Arc::new(Chaos::new(Arc::new(bench.sink.clone()), Arc::clone(&weather), 1));
+        let selection = FinderSettings { overwrite: Overwrite::IfNewer, ..FinderSettings::default() };
+        let mut scope = TaskScope::new();
+        scope.spawn(bench.giant_worker(Arc::new(bench.source.clone()), sink, selection));
+        for (version, calls) in [(1, 1), (2, 2), (2, 2)] {
+            bench.source.insert("k", vec![version; size]);
+            // The worker does not repeat the call by itself so often.
+            (calls..calls + 4).for_each(|nth| weather.script_op(fails, nth, Strike::Before));
+            bench.send(json!({"key": "k"}).to_string(), Duration::ZERO).await;
+            bench.settle().await;
+            let record = bench.state.records(&["k".into()]).await.unwrap().remove(0).unwrap();
+            assert_eq!(record.status, Status::Done, "version {version} of {size} bytes");
+        }
+    }
+}
+
+/// However many events tell of a giant while it is on its way, its record stays as small as with one.
+#[tokio::test(start_paused = true)]
+async fn many_events_wait_as_one() {
     let bench = Bench::new();
-    for n in 0..9 {
-        // Stores in memory take the number of a write for its time.
-        bench.sink.insert(format!("other{n}"), "x");
-        bench.sink.remove(&format!("other{n}").as_str().into());
-    }
-    let selection = FinderSettings { overwrite: Overwrite::IfNewer, ..FinderSettings::default() };
+    let weather = Arc::new(Weather::new(Arc::new(SeededEnv::new(1)), Faults { latency: 3_000, ..Faults::default() }));
+    let source = Arc::new(Chaos::new(Arc::new(bench.source.clone()), weather, 1));
     let mut scope = TaskScope::new();
-    scope.spawn(bench.worker(Arc::new(bench.source.clone()), Arc::new(bench.sink.clone()), selection));
-    for body in ["first", "second", "second"] {
-        bench.source.insert("k", body);
-        bench.send(json!({"key": "k"}).to_string(), Duration::ZERO).await;
-        bench.settle().await;
-        let record = bench.state.records(&["k".into()]).await.unwrap().remove(0).unwrap();
-        assert_eq!(record.status, Status::Done, "{body}");
+    scope.spawn(bench.giant_worker(source, Arc::new(bench.sink.clone()), FinderSettings::default()));
+    bench.source.insert("k", vec![7; 9000]);
+    for n in 0..120 {
+        bench.send(json!({"key": "k", "size": 9000, "sequencer": format!("{n:04X}")}).to_string(), Duration::from_millis(n * 50)).await;
     }
+    let mut most = 0;
+    while bench.queue.depth().await.unwrap().pending() > 0 {
+        let record = bench.state.records(&["k".into()]).await.unwrap().remove(0);
+        most = most.max(record.map_or(0, |record| record.waiting.len()));
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(most, 1);
+    bench.settle().await;
 }
 
 /// An event that failed, and that a later one has overtaken, counts when it is sent again: its run ends.

@@ -91,9 +91,10 @@ impl<'a> Journal<'a> {
     }
 
     /// Lets these objects be handed out in parts; the job, which counts there, ends with the object then.
-    pub(crate) fn with_giants(mut self, giants: Option<Giants>, origin: Origin) -> Self {
+    pub(crate) fn with_giants(mut self, giants: Option<Giants>, origin: Option<Origin>) -> Self {
         self.giants = giants;
-        self.waiting = Some(Waiting { run: self.run.clone(), origin });
+        // An event waits as well, so that nobody takes the upload for one that nobody wants.
+        self.waiting = Some(origin.map_or_else(Waiting::events, |origin| Waiting { run: self.run.clone(), origin }));
         self
     }
 
@@ -204,7 +205,6 @@ impl<'a> Journal<'a> {
             reached(Branch::DoneTakenBack);
             let mut record = self.next(Status::Started, env.now());
             record.source = Some(SourceVersion::of(source));
-            record.destination = None;
             return self.save(record, retry, env).await;
         }
         if self.store.is_some_and(|tenure| tenure.held().elapsed() < TRUST) {

@@ -772,9 +772,9 @@ impl Transfer {
     }
 }
 
-/// Whether what was found at the destination is what we recorded there.
+/// Whether what was found at the destination is what we recorded there last, whatever has been begun since.
 fn is_ours(record: &Record, found: &ObjectInfo) -> bool {
-    record.status == Status::Done && record.destination.is_some() && record.destination == found.entry.etag
+    record.destination.is_some() && record.destination == found.entry.etag
 }
 
 /// The job to bring what the source holds now.

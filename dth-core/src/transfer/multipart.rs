@@ -316,7 +316,6 @@ impl Transfer {
         let known = journal.record().upload.clone();
         let mut record = journal.next(Status::Started, now);
         record.source = Some(source.clone());
-        record.destination = None;
         if giant {
             journal.wait(&mut record);
         }

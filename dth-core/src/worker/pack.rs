@@ -8,7 +8,7 @@ use crate::{
     object::{ObjectKey, Sequencer},
     proof::{Branch, Bug, reached, wrong},
     queue::{Delivery, Message},
-    state::{Claim, Committed, JobEnd, Origin, Outcome, Record, RecordWrite, RunId, Status, WriteResult},
+    state::{Claim, Committed, EVENTS, JobEnd, Origin, Outcome, Record, RecordWrite, RunId, Status, Waiting, WriteResult},
     transfer::{Ended, Giants, Journal, Tenure, Work, is_same},
 };
 use futures_util::{FutureExt, StreamExt, stream};
@@ -25,6 +25,10 @@ const PIECES: usize = 16;
 /// A delivery that ends without an answer says little about its job: workers are stopped, moved, killed. Nor does a store that cannot
 /// be reached. So many times the tries of a job that fails are granted before it is held responsible.
 const FORBEARANCE: u32 = 4;
+
+/// What it costs, in tries, to begin an upload anew, besides the delivery that does: nothing is wrong with the store, so it is held
+/// against the object as any failure is.
+const ANEW: u32 = FORBEARANCE - 1;
 
 /// What is to be done with the message itself.
 enum Close {
@@ -215,7 +219,7 @@ impl Inner {
         }
         let job = &pack.jobs[index];
         let attempts = job.attempts.saturating_add(delivery.receives);
-        let run = pack.run.clone().unwrap_or_else(|| RunId::new("events"));
+        let run = pack.run.clone().unwrap_or_else(|| RunId::new(EVENTS));
         let known = claim.records[index].clone();
         if let Some(event) = &job.sequencer
             && known.as_ref().is_some_and(|record| has_dealt_with(record, event))
@@ -228,14 +232,11 @@ impl Inner {
             reached(Branch::EventKnown);
             return Went::Passed(Vec::new());
         }
-        // The last try of an object is made by one worker alone.
-        let patience = self.patience();
+        // The last tries of an object are made by one worker alone.
         let giants = Giants { least: self.settings.giant_threshold, parts_a_job: self.settings.giant_parts };
-        let giants = Some(giants).filter(|g| g.least > 0 && attempts < patience);
-        // An event waits for its giant as the job of a run does, so that nobody takes the upload for one that nobody wants.
-        let waiting = pack.origin(index).unwrap_or_else(|| Origin(pack.id.clone(), index as u32));
+        let giants = Some(giants).filter(|g| g.least > 0 && attempts <= self.shared_tries());
         let mut journal = Journal::new(tenure, run.clone(), &job.key, known, attempts, self.env.now())
-            .with_giants(giants, waiting)
+            .with_giants(giants, pack.origin(index))
             .with_sequencer(job.sequencer.clone());
         if wrong(Bug::StateWrittenEarly) && job.action == Action::Copy {
             let mut record = journal.next(Status::Done, self.env.now());
@@ -248,7 +249,7 @@ impl Inner {
             }
         }
         let alone = pack.jobs.len() == 1;
-        if alone && attempts > patience {
+        if alone && attempts > self.patience() {
             let error = Error::new(ErrorKind::Internal, Op::Transfer, job.key.to_string())
                 .with_source(format!("{} deliveries ended without an answer: the worker died or hung each time", attempts - 1));
             return self.give_up(pack, index, &mut journal, error).await;
@@ -279,7 +280,7 @@ impl Inner {
         let last = attempts
             >= match error.kind() {
                 // No fault of the object: the store is away, or too busy, or the keys have expired and may be renewed.
-                ErrorKind::Unavailable | ErrorKind::Throttled | ErrorKind::CredentialsExpired => patience,
+                ErrorKind::Unavailable | ErrorKind::Throttled | ErrorKind::CredentialsExpired => self.patience(),
                 _ if error.is_retryable() => self.settings.max_attempts,
                 _ => 0,
             };
@@ -291,10 +292,16 @@ impl Inner {
         self.settings.max_attempts.saturating_mul(FORBEARANCE)
     }
 
+    /// Deliveries of a giant's own job in which others may bring its parts.
+    fn shared_tries(&self) -> u32 {
+        self.patience() - self.settings.max_attempts
+    }
+
     async fn give_up(&self, pack: &Pack, index: usize, journal: &mut Journal<'_>, error: Error) -> Went {
         let job = &pack.jobs[index];
         if let Some(parts) = &job.parts {
-            let last = Job { parts: Some(JobParts { attempts: self.patience() - 1, ..parts.clone() }), ..job.clone() };
+            let attempts = parts.attempts.max(self.shared_tries().saturating_sub(ANEW));
+            let last = Job { parts: Some(JobParts { attempts, ..parts.clone() }), ..job.clone() };
             return match self.transfer.give_up_parts(job, parts, &pack.id, journal).await {
                 Ok(work) => went(&last, pack.origin(index), work),
                 Err(error) => Went::Again(error),
@@ -447,7 +454,7 @@ fn went(job: &Job, origin: Option<Origin>, work: Work) -> Went {
         }
         Work::Passed => Went::Passed(Vec::new()),
         Work::Again => {
-            let attempts = job.parts.as_ref().map_or(job.attempts, |parts| parts.attempts);
+            let attempts = job.parts.as_ref().map_or(job.attempts, |parts| parts.attempts).saturating_add(ANEW);
             Went::Passed(vec![Job { attempts, ..job.anew() }])
         }
     }
@@ -458,7 +465,7 @@ fn went(job: &Job, origin: Option<Origin>, work: Work) -> Went {
 fn ending(origin: Option<Origin>, ended: &Ended) -> RecordWrite {
     let mut record = ended.record.clone();
     let waiting = if record.upload.is_none() { std::mem::take(&mut record.waiting) } else { Vec::new() };
-    let waiting = waiting.into_iter().map(|job| (job.run, job.origin));
+    let waiting = waiting.into_iter().filter(|job| *job != Waiting::events()).map(|job| (job.run, job.origin));
     let own = origin.map(|origin| (record.run.clone(), origin));
     let end = |(run, origin)| JobEnd { run, origin, outcome: ended.outcome, bytes: ended.bytes };
     let ends = own.into_iter().chain(waiting).map(end).collect();

@@ -131,7 +131,7 @@ impl JobRow {
         Self {
             key: record.key.clone(),
             status: JobStatus::of(record.status),
-            etag: record.destination.clone(),
+            etag: record.destination.clone().filter(|_| record.status == Status::Done),
             sequencer: record.sequencer.clone(),
             size: record.source.as_ref().map(|s| s.size),
             started: Some(started.unwrap_or(record.updated)),

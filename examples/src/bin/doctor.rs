@@ -100,7 +100,7 @@ async fn cluster(settings: &Settings, doctor: &mut Doctor, write: bool) {
     if let Some(depth) = &depth {
         println!("      {} messages wait, {} dead letters", depth.pending(), depth.dead);
     }
-    let waiting = depth.map_or(u64::MAX, |depth| depth.pending());
+    let many = depth.is_none_or(|depth| depth.pending() > FEW);
     let probe = ObjectKey::new(".dth-doctor");
     doctor.tell("table: read records", "dynamodb:BatchGetItem", stores.state.records(std::slice::from_ref(&probe)).await);
     doctor.tell("table: read runs", "dynamodb:Query", stores.state.runs(1).await);
@@ -111,8 +111,8 @@ async fn cluster(settings: &Settings, doctor: &mut Doctor, write: bool) {
     let message = [Message { body: test.into(), delay: Duration::ZERO }];
     let sent = stores.queue.send(&message).await.and_then(|sent| sent.into_iter().collect::<Result<Vec<()>>>());
     doctor.tell("queue: send (a test message)", "sqs:SendMessage", sent);
-    if waiting > FEW {
-        println!("-     queue: receive, extend, delete: not tried, because {waiting} messages wait, which are others' to take");
+    if many {
+        println!("-     queue: receive, extend, delete: not tried where more than {FEW} messages wait: they are others' to take");
     } else {
         own_message(&*stores.queue, test, doctor).await;
     }
@@ -135,29 +135,32 @@ async fn cluster(settings: &Settings, doctor: &mut Doctor, write: bool) {
 /// Messages among which its own is looked for.
 const FEW: u64 = 10;
 
-/// Takes its own message, and gives others back at once.
+/// Takes its own message; others are taken once at most, and given back at the end.
 async fn own_message(queue: &dyn Queue, test: &str, doctor: &mut Doctor) {
     let begun = tokio::time::Instant::now();
-    while begun.elapsed() < Duration::from_secs(20) {
-        let received = match queue.receive(10, Duration::from_secs(10), Duration::from_secs(2)).await {
-            Ok(received) => received,
+    let mut others = Vec::new();
+    let mut own = None;
+    while own.is_none() && begun.elapsed() < Duration::from_secs(20) {
+        match queue.receive(10, Duration::from_secs(60), Duration::from_secs(2)).await {
+            Ok(received) => others.extend(received),
             Err(error) => {
                 doctor.tell::<()>("queue: receive", "sqs:ReceiveMessage", Err(error));
-                return;
+                break;
             }
-        };
-        for delivery in received {
-            if delivery.body != test {
-                doctor.tell("queue: give back", "sqs:ChangeMessageVisibility", queue.release(&delivery.receipt, Duration::ZERO).await);
-                continue;
-            }
-            println!("ok    queue: receive");
-            doctor.tell("queue: extend", "sqs:ChangeMessageVisibility", queue.extend(&delivery.receipt, Duration::from_secs(10)).await);
-            doctor.tell("queue: delete", "sqs:DeleteMessage", queue.ack(&delivery.receipt).await);
-            return;
         }
+        own = others.iter().position(|delivery| delivery.body == test).map(|at| others.swap_remove(at));
     }
-    println!("-     queue: extend, delete: not tried, because somebody else has taken the test message");
+    match own {
+        Some(own) => {
+            println!("ok    queue: receive");
+            doctor.tell("queue: extend", "sqs:ChangeMessageVisibility", queue.extend(&own.receipt, Duration::from_secs(60)).await);
+            doctor.tell("queue: delete", "sqs:DeleteMessage", queue.ack(&own.receipt).await);
+        }
+        None => println!("-     queue: extend, delete: not tried, because the test message did not come"),
+    }
+    for delivery in others {
+        doctor.tell("queue: give back", "sqs:ChangeMessageVisibility", queue.release(&delivery.receipt, Duration::ZERO).await);
+    }
 }
 
 /// Who is told.

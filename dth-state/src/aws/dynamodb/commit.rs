@@ -3,7 +3,7 @@
 //! A transaction that is refused says which item it failed at. The members that conflict are taken out and judged one by
 //! one; the rest is written by the next try.
 
-use super::{DynamoStore, FORGET_AFTER, SPREAD, Transacted};
+use super::{DynamoStore, FORGET_AFTER, MAX_TRANSACTION, SPREAD, Transacted};
 use crate::aws::error::classify;
 use crate::aws::item::{Expression, Item, bytes, get_bytes, get_number, key, number, tally_to_numbers, text};
 use aws_sdk_dynamodb::types::{ReturnValue, TransactWriteItem};
@@ -163,10 +163,7 @@ impl DynamoStore {
         }
         let mut results: Vec<Option<WriteResult>> = writes.iter().map(|_| None).collect();
         loop {
-            // One transaction writes a key once.
-            let mut keys = BTreeSet::new();
-            let open = (0..writes.len()).filter(|i| results[*i].is_none()).filter(|i| keys.insert(&writes[*i].record.key));
-            let open: Vec<usize> = open.take(RECORDS).collect();
+            let open = next_of(fence, writes, &results);
             if open.is_empty() {
                 return Ok(Committed::Written(results.into_iter().flatten().collect()));
             }
@@ -291,9 +288,62 @@ impl DynamoStore {
     }
 }
 
+/// As many of the writes that have no result yet as one transaction takes, which writes a key once: their records, the packs in which
+/// their jobs end, and a counter a run. At least one.
+fn next_of(fence: &Fence, writes: &[RecordWrite], results: &[Option<WriteResult>]) -> Vec<usize> {
+    let (mut keys, mut packs, mut runs) = (BTreeSet::new(), BTreeSet::from([&fence.pack]), BTreeSet::new());
+    let mut open = Vec::new();
+    for (i, write) in writes.iter().enumerate().filter(|(i, _)| results[*i].is_none()) {
+        if keys.contains(&write.record.key) {
+            continue;
+        }
+        let more_packs: BTreeSet<&PackId> = write.ends.iter().map(|end| &end.origin.0).filter(|pack| !packs.contains(pack)).collect();
+        let more_runs: BTreeSet<&RunId> = write.ends.iter().map(|end| &end.run).filter(|run| !runs.contains(run)).collect();
+        let items = keys.len() + packs.len() + runs.len() + 1 + more_packs.len() + more_runs.len();
+        if open.len() == RECORDS || (items > MAX_TRANSACTION && !open.is_empty()) {
+            break;
+        }
+        keys.insert(&write.record.key);
+        packs.extend(more_packs);
+        runs.extend(more_runs);
+        open.push(i);
+    }
+    open
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use dth_core::{
+        env::{Env, SystemEnv},
+        state::{Outcome, Status},
+    };
+
+    #[test]
+    fn a_transaction_takes_no_more_than_the_service_does() {
+        let fence = Fence { pack: PackId::new("fence"), incarnation: 1, epoch: 1 };
+        // Each ends a job of its own pack, and of another run.
+        let write = |n: usize| {
+            let record = Record::new(format!("k{n}").as_str().into(), RunId::new("r"), Status::Done, SystemEnv.now());
+            let origin = Origin(PackId::new(format!("pack{n}")), 0);
+            let end = JobEnd { run: RunId::new(format!("run{}", n % 7)), origin, outcome: Outcome::Copied, bytes: 1 };
+            RecordWrite { record, ends: vec![end] }
+        };
+        let writes: Vec<RecordWrite> = (0..200).map(write).collect();
+        let mut results: Vec<Option<WriteResult>> = writes.iter().map(|_| None).collect();
+        let mut transactions = 0;
+        loop {
+            let open = next_of(&fence, &writes, &results);
+            if open.is_empty() {
+                break;
+            }
+            // A record and a pack each, the fence's pack, seven counters at most.
+            assert!(2 * open.len() + 1 + open.len().min(7) <= MAX_TRANSACTION, "{}", open.len());
+            open.into_iter().for_each(|i| results[i] = Some(WriteResult::Applied(1)));
+            transactions += 1;
+        }
+        assert_eq!(transactions, 5);
+    }
 
     #[test]
     fn a_job_ends_once() {
