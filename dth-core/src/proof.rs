@@ -67,6 +67,7 @@ named! {
         GiantClosed => "a giant is completed by whoever saw its last parts in",
         GiantClosedAgain => "a giant is completed over what was written at its destination meanwhile",
         GiantBegunAgain => "a giant is begun again, because its source changed or its upload ended",
+        CloserAwaited => "a job finds that its giant is about to be completed, and waits for that",
         ClosedByAnother => "the message that closes a giant is received again",
     }
 }

@@ -419,6 +419,40 @@ async fn a_giant_is_handed_out_after_an_outage() {
     assert_eq!(bodies(&source), bodies(&sink));
 }
 
+/// Parts that were given up leave their object to one worker, which may die of it several times.
+#[tokio::test(start_paused = true)]
+async fn the_lone_worker_of_a_giant_may_die() {
+    let (source, sink) = (MemoryStore::default(), MemoryStore::default());
+    source.insert("giant", vec![7; 9000]);
+    let calm = Faults { latency: 4_000, ..Faults::default() };
+    let (weather, away) = in_weather(&sink, calm);
+    let handed = Handed::default();
+    let found = handed.task(Arc::new(source.clone()), Arc::new(sink.clone())).finder().unwrap();
+    found.run(&CancellationToken::new()).await.unwrap();
+    let task = handed.task(Arc::new(source.clone()), away);
+    let mut worker = working(&task);
+    let log = |op: &str| weather.log().iter().filter(|line| line.ends_with(&format!("{op}: done"))).count();
+    let reach = async |op: &str, times: usize| {
+        while log(op) < times {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    reach("PutPart", 3).await;
+    weather.set(Faults { before: 1000, ..Faults::default() });
+    tokio::time::sleep(Duration::from_secs(3 * 3600)).await;
+    weather.set(calm);
+    reach("CreateUpload", 2).await;
+    for _ in 0..3 {
+        reach("PutPart", log("PutPart") + 1).await;
+        drop(std::mem::replace(&mut worker, working(&task)));
+    }
+    while handed.queue.depth().await.unwrap().pending() > 0 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert!(handed.queue.dead_letters(None, 10).await.unwrap().is_empty());
+    assert_eq!((log("CreateUpload"), bodies(&source)), (2, bodies(&sink)));
+}
+
 /// An object that kills whoever reads it.
 #[derive(Debug)]
 struct Deadly {

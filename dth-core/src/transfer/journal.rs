@@ -112,6 +112,11 @@ impl<'a> Journal<'a> {
         }
     }
 
+    /// Whether the job waits already for an upload that its own run brings.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.record.run == self.run && self.waiting.as_ref().is_some_and(|job| self.record.waiting.contains(job))
+    }
+
     /// Whether an object of this size is to be handed out, and how.
     pub(super) fn giant(&self, size: u64) -> Option<Giants> {
         self.giants.filter(|giants| size >= giants.least)

@@ -627,10 +627,10 @@ impl Transfer {
             self.drop_upload(job, journal).await?;
             let conditional = self.sink.sink_capability().conditions.delete && !wrong(Bug::UnconditionalDelete);
             let condition = if conditional { seen.clone() } else { Condition::None };
-            // A condition that does not hold is an answer, and asking again does not change it.
+            // For an event, a condition that does not hold is an answer: it looks again at once.
             let delete = || async {
                 match self.sink.delete(key, &condition).await {
-                    Err(error) if error.kind() == ErrorKind::Precondition => Ok(false),
+                    Err(error) if by_event && error.kind() == ErrorKind::Precondition => Ok(false),
                     deleted => deleted.map(|()| true),
                 }
             };
@@ -642,10 +642,6 @@ impl Transfer {
                 Ok(true) => break Outcome::Deleted,
                 Ok(false) => {
                     reached(Branch::DeleteConflict);
-                    if !by_event {
-                        // Somebody wrote it since it was listed: a later run looks again.
-                        break Outcome::Skipped(SkipReason::Newer);
-                    }
                     // Perhaps by a worker that had read the object before it was deleted: no later event tells of it.
                     starts += 1;
                     if starts >= FRESH_STARTS {
@@ -653,6 +649,11 @@ impl Transfer {
                             .with_source("the destination kept changing while it was deleted"));
                     }
                     journal.still_ours(&self.settings.retry, &self.env).await?;
+                }
+                // Somebody wrote it since it was listed: a later run looks again.
+                Err(error) if error.kind() == ErrorKind::Precondition => {
+                    reached(Branch::DeleteConflict);
+                    break Outcome::Skipped(SkipReason::Newer);
                 }
                 Err(error) if error.kind() == ErrorKind::NotFound => break Outcome::Deleted,
                 Err(error) => return Err(error),

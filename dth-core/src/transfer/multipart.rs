@@ -161,6 +161,10 @@ impl Transfer {
         let options = self.put_options(info, journal, matches!(from, From::Inside(_))).await?;
         let shareable = limits.list_parts && layout.plan.count() > 1 && matches!(from, From::Body { .. });
         let giant = journal.giant(size).filter(|_| shareable);
+        if giant.is_some() && self.is_being_closed(info, &layout, journal) {
+            reached(Branch::CloserAwaited);
+            return Ok(Attempt::HandedOut(Vec::new()));
+        }
         let (upload, mut have) = self.upload(key, info, &layout, &limits, &options, giant.is_some(), journal).await?;
         let numbers = 1..=layout.plan.count();
         if let Some(giants) = giant {
@@ -297,6 +301,15 @@ impl Transfer {
             algorithms.dedup();
         }
         Ok(Layout { plan, checks: PartChecks { parity, algorithms, judge } })
+    }
+
+    /// Whether this job waits for the recorded upload already, and somebody of its own run is about to complete it. Its message has come
+    /// again: whoever closes goes on until the end is recorded, or sends the job anew, and completes it once.
+    fn is_being_closed(&self, info: &ObjectInfo, layout: &Layout, journal: &Journal<'_>) -> bool {
+        let Some(upload) = &journal.record().upload else { return false };
+        let same = upload.id.is_some() && upload.part_size == layout.plan.part_size && upload.source == SourceVersion::of(&info.entry);
+        let closed = upload.shared.as_ref().is_some_and(|shared| shared.closer.is_some() && shared.checks == layout.checks);
+        same && closed && journal.is_waiting() && !wrong(Bug::ManyClosers)
     }
 
     /// The upload to fill: the recorded one when it is of this source version in this layout, else a new one.

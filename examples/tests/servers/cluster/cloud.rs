@@ -240,7 +240,7 @@ else:
     cloud.python(&venv(), PUT_SECRET, &["dth/from", &key_secret(pair.source_server().keys())]).await.unwrap();
     pair.settings.source.credentials = in_secret(&cloud, "dth/from");
     pair.settings.destination.credentials = in_secret(&cloud, "dth/to");
-    pair.settings.worker.transfer.requests_per_second = Some(60);
+    pair.settings.worker.transfer.requests_per_second = Some(15);
     let config = write_config(&pair);
     let replace = async {
         let begun = Instant::now();
