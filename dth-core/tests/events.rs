@@ -335,7 +335,9 @@ async fn our_own_copy_is_no_newer_object() {
         for (version, calls) in [(1, 1), (2, 2), (2, 2)] {
             bench.source.insert("k", vec![version; size]);
             // The worker does not repeat the call by itself so often.
-            (calls..calls + 4).for_each(|nth| weather.script_op(fails, nth, Strike::Before));
+            for nth in calls..calls + 4 {
+                weather.script_op(fails, nth, Strike::Before);
+            }
             bench.send(json!({"key": "k"}).to_string(), Duration::ZERO).await;
             bench.settle().await;
             let record = bench.state.records(&["k".into()]).await.unwrap().remove(0).unwrap();

@@ -339,7 +339,9 @@ mod tests {
             }
             // A record and a pack each, the fence's pack, seven counters at most.
             assert!(2 * open.len() + 1 + open.len().min(7) <= MAX_TRANSACTION, "{}", open.len());
-            open.into_iter().for_each(|i| results[i] = Some(WriteResult::Applied(1)));
+            for i in open {
+                results[i] = Some(WriteResult::Applied(1));
+            }
             transactions += 1;
         }
         assert_eq!(transactions, 5);
