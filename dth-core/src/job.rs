@@ -215,6 +215,11 @@ impl Intake {
         Ok(Self { prefix: finder.prefix.clone(), filter, overwrite: finder.overwrite, events: events.clone() })
     }
 
+    /// Whether a key is of the task, by its prefix.
+    pub fn covers(&self, key: &ObjectKey) -> bool {
+        key.as_str().starts_with(&self.prefix)
+    }
+
     /// Every message that can be read.
     pub fn everything() -> Self {
         Self { events: EventSettings { deletes: true, bucket: None }, ..Self::default() }

@@ -243,7 +243,7 @@ impl Reader<'_> {
             return Err(self.invalid("the key is empty"));
         }
         let Intake { prefix, overwrite, .. } = self.intake;
-        if !key.as_str().starts_with(prefix) {
+        if !self.intake.covers(&key) {
             // E5: it was made for this task, and is not of it.
             return Err(self.invalid(format!("key `{key}` does not begin with the task's prefix `{prefix}`")));
         }
@@ -270,7 +270,7 @@ impl Reader<'_> {
         let other_bucket = events.bucket.as_deref().zip(bucket).is_some_and(|(ours, theirs)| ours != theirs);
         let why = match kind {
             _ if other_bucket => format!("{key}: an event of bucket `{}`", bucket.unwrap_or_default()),
-            _ if !key.as_str().starts_with(prefix) => format!("{key}: does not begin with the task's prefix `{prefix}`"),
+            _ if !self.intake.covers(&key) => format!("{key}: does not begin with the task's prefix `{prefix}`"),
             _ if !filter.takes_key(&key) => format!("{key}: filtered"),
             Kind::Other => format!("{key}: `{name}` changes no bytes"),
             Kind::Delete if !events.deletes => format!("{key}: deletions are not carried out"),

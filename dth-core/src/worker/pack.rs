@@ -255,7 +255,7 @@ impl Inner {
             return self.give_up(pack, index, &mut journal, error).await;
         }
         let work = async {
-            if !job.key.as_str().starts_with(&self.intake.prefix) {
+            if !self.intake.covers(&job.key) {
                 // E5: it was made for another task, or for this one with other settings.
                 let why = format!("the key does not begin with the task's prefix `{}`", self.intake.prefix);
                 return Err(Error::new(ErrorKind::Invalid, Op::Receive, job.key.to_string()).with_source(why));
