@@ -1,6 +1,7 @@
 //! One HTTP client for all protocols of the family: hyper over rustls, with the system's certificates and our own, through a proxy
 //! where one is set.
 
+pub mod body;
 #[cfg(feature = "aws-http")]
 mod sdk;
 

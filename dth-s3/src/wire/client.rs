@@ -18,27 +18,24 @@ use bytes::Bytes;
 use dth_core::{
     env::SharedEnv,
     error::{Error, ErrorKind, Op, Result, Retry},
-    http::{Body, Connector, Http, HttpSettings},
+    http::{
+        Body, Connector, Http, HttpSettings,
+        body::{self, Patience},
+    },
     object::ObjectKey,
     source::ByteStream,
 };
-use futures_util::{Stream, StreamExt, stream};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
-use http_body::{Frame, SizeHint};
-use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use sha2::{Digest, Sha256};
 use std::{
     fmt,
-    pin::Pin,
     sync::{
         Arc, RwLock,
         atomic::{AtomicI64, Ordering::Relaxed},
     },
-    task::{Context, Poll},
     time::{Duration, SystemTime},
 };
-use tokio::time::Instant;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -46,8 +43,6 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 const MAX_DOCUMENT: u64 = 64 << 20;
 /// The least progress that an upload must make, in bytes a second, before it is given up.
 const SLOWEST: u64 = 32 << 10;
-/// The same for an answer, counted while somebody waits for it: less is a stall that merely drips.
-const SLOWEST_ANSWER: u64 = 1 << 10;
 /// Assembling and copying take a store minutes. S3 answers 200 at once and then drips white space; so long at most.
 const LONG_WORK: Duration = Duration::from_secs(30 * 60);
 /// Others say nothing until then: so many idle times are granted for the first word.
@@ -281,7 +276,7 @@ impl Wire {
                 let (parts, body) = answer.into_parts();
                 Ok(Answer { status: parts.status, headers: parts.headers, body, op, target: target.to_owned(), idle: self.idle })
             }
-            Ok(Err(error)) => Err(lost(maybe_sent(&error)).with_source(error)),
+            Ok(Err(error)) => Err(lost(body::maybe_sent(&error)).with_source(error)),
             Err(_) => Err(lost(true).with_code("timeout").with_source(format!("no answer within {patience:?}"))),
         }
     }
@@ -397,47 +392,16 @@ impl Answer {
         let (op, target) = (self.op, self.target.clone());
         // The request was answered, but how is lost.
         let lost = |kind, why: BoxError| Error::new(kind, op, &*target).with_maybe_applied(!only_reads(op)).with_source(why);
-        let mut stream = self.stream();
-        let mut all = Vec::new();
-        while let Some(chunk) = stream.next().await {
-            all.extend_from_slice(&chunk.map_err(|e| lost(ErrorKind::Unavailable, e.into()))?);
-            if all.len() as u64 > MAX_DOCUMENT {
-                return Err(lost(ErrorKind::Corrupt, "the answer is larger than any document of S3".into()));
-            }
-        }
-        Ok(all)
+        let all = body::gather(self.stream(), MAX_DOCUMENT).await.map_err(|e| lost(ErrorKind::Unavailable, e.into()))?;
+        all.ok_or_else(|| lost(ErrorKind::Corrupt, "the answer is larger than any document of S3".into()))
     }
 
     /// The body as it arrives; given up when nothing, or next to nothing, comes for the idle time.
     pub(crate) fn stream(self) -> ByteStream {
         let Self { body, op, target, idle, .. } = self;
-        let broken = move |target: &str, why: BoxError| Error::new(ErrorKind::Unavailable, op, target).with_source(why);
-        // How long may pass with less than so many bytes.
-        let (window, least) = if works_long(op) { (LONG_WORK, u64::MAX) } else { (idle, SLOWEST_ANSWER * idle.as_secs()) };
-        stream::try_unfold((body, target, Duration::ZERO, 0), move |(mut body, target, mut waited, mut came)| async move {
-            loop {
-                let asked = Instant::now();
-                let frame = tokio::time::timeout(idle, body.frame()).await;
-                waited += asked.elapsed();
-                let data = match frame {
-                    Err(_) => return Err(broken(&target, format!("no byte for {idle:?}").into())),
-                    Ok(None) => return Ok(None),
-                    Ok(Some(Err(error))) => return Err(broken(&target, error.into())),
-                    Ok(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
-                };
-                came += data.len() as u64;
-                if waited >= window {
-                    if came < least {
-                        return Err(broken(&target, format!("only {came} bytes in {waited:?}").into()));
-                    }
-                    (waited, came) = (Duration::ZERO, 0);
-                }
-                if !data.is_empty() {
-                    return Ok(Some((data, (body, target, waited, came))));
-                }
-            }
-        })
-        .boxed()
+        // White space that drips while the store works is progress, up to a limit.
+        let long = Patience { idle, window: LONG_WORK, least: u64::MAX };
+        body::read(body, op, target, if works_long(op) { long } else { Patience::idle(idle) })
     }
 }
 
@@ -449,63 +413,11 @@ fn op_name(op: Op) -> String {
     format!("{op:?}")
 }
 
-/// `false` when no byte of the request can have reached the server's application.
-fn maybe_sent(error: &hyper_util::client::legacy::Error) -> bool {
-    if error.is_connect() || error.connect_info().is_none() {
-        return false;
-    }
-    let cause = std::error::Error::source(error).and_then(|e| e.downcast_ref::<hyper::Error>());
-    // Cancelled: still queued when the connection died.
-    !cause.is_some_and(hyper::Error::is_canceled)
-}
-
 fn into_http(body: RequestBody) -> Body {
     match body {
-        RequestBody::Empty => full(Bytes::new()),
-        RequestBody::Document(text) => full(text.into()),
-        RequestBody::Chunks(chunks) if chunks.len() <= 1 => full(chunks.into_iter().next().unwrap_or_default()),
-        RequestBody::Chunks(chunks) => {
-            let left = chunks.iter().map(|c| c.len() as u64).sum();
-            Counted { stream: stream::iter(chunks.into_iter().map(Ok::<_, Error>)), left }.boxed_unsync()
-        }
-        RequestBody::Stream(left, stream) => Counted { stream, left }.boxed_unsync(),
-    }
-}
-
-fn full(bytes: Bytes) -> Body {
-    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
-}
-
-/// A stream of known length, so that hyper writes `Content-Length`; one that ends early is an error, never a short body.
-struct Counted<S> {
-    stream: S,
-    left: u64,
-}
-
-impl<S: Stream<Item = Result<Bytes>> + Unpin> http_body::Body for Counted<S> {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match std::task::ready!(Pin::new(&mut self.stream).poll_next(cx)) {
-            None if self.left > 0 => Poll::Ready(Some(Err("the body ended early".into()))),
-            None => Poll::Ready(None),
-            Some(Err(error)) => Poll::Ready(Some(Err(error.into()))),
-            Some(Ok(bytes)) => match self.left.checked_sub(bytes.len() as u64) {
-                Some(left) => {
-                    self.left = left;
-                    Poll::Ready(Some(Ok(Frame::data(bytes))))
-                }
-                None => Poll::Ready(Some(Err("the body is too long".into()))),
-            },
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.left)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.left == 0
+        RequestBody::Empty => body::full(Bytes::new()),
+        RequestBody::Document(text) => body::full(text.into()),
+        RequestBody::Chunks(chunks) => body::chunks(chunks),
+        RequestBody::Stream(len, stream) => body::streamed(len, stream),
     }
 }
