@@ -140,6 +140,7 @@ pub enum Op {
     Read,
     Tags,
     Children,
+    Place,
     Put,
     CreateUpload,
     PutPart,

@@ -5,6 +5,7 @@ use crate::{
     object::{Entry, EtagKind, ObjectInfo, ObjectKey, VersionId},
 };
 use async_trait::async_trait;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -63,6 +64,9 @@ pub struct IndexCapability {
     pub etag: EtagKind,
     /// Most bytes of a key.
     pub max_key: usize,
+    /// As a destination, it is asked for the source's keys ([`Index::find`]) rather than listed: it holds much else, or its
+    /// listing tells little. Where deletions are wanted it is listed all the same.
+    pub looked_up: bool,
 }
 
 /// A store that can be listed and looked at.
@@ -81,12 +85,34 @@ pub trait Index: fmt::Debug + Send + Sync + 'static {
         key.as_str().len() <= self.index_capability().max_key
     }
 
-    /// One page, one request. A page with a `next` may be empty.
+    /// Whether a key that this store does not list would be listed if it were there: only such keys are extra at a destination.
+    /// A store that shows a selection says no to the rest.
+    fn covers(&self, _key: &ObjectKey) -> bool {
+        true
+    }
+
+    /// One page, one request. A page with a `next` may be empty. What it does not tell of an entry ([`Entry::etag`],
+    /// [`Entry::size`]) is asked by [`find`](Self::find), where it matters.
     async fn list(&self, request: &ListRequest) -> Result<ListPage>;
 
     /// Looks at one object. `NotFound` where there is none.
     async fn head(&self, key: &ObjectKey, version: Option<&VersionId>) -> Result<ObjectInfo>;
+
+    /// Looks at several objects, in their order; `None` where there is none.
+    async fn find(&self, keys: &[ObjectKey]) -> Result<Vec<Option<Entry>>> {
+        let look = |key: ObjectKey| async move {
+            match self.head(&key, None).await {
+                Ok(info) => Ok(Some(info.entry)),
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(error),
+            }
+        };
+        stream::iter(keys.to_vec()).map(look).buffered(LOOKS_AT_ONCE).try_collect().await
+    }
 }
+
+/// Requests at once of [`Index::find`].
+const LOOKS_AT_ONCE: usize = 16;
 
 /// `Unrepresentable` when the store does not [carry](Index::carries) a key; for sinks to begin a write with.
 pub fn must_carry(index: &dyn Index, key: &ObjectKey, op: Op) -> Result<()> {

@@ -114,8 +114,17 @@ impl fmt::Display for ETag {
 pub enum EtagKind {
     /// MD5 of the body, or of the MD5 values of the parts with the count behind a dash.
     Md5,
+    /// The digest of the bytes, as registries have it (`sha256:…`): equal where and only where the bytes are.
+    Digest,
     /// Anything else (KMS encryption, other vendors): only equality with itself means something.
     Opaque,
+}
+
+impl EtagKind {
+    /// Whether equal etags of two such stores mean equal objects.
+    pub fn is_comparable_with(self, other: Self) -> bool {
+        self == other && self != Self::Opaque
+    }
 }
 
 /// The id of one version of an object, in a store that keeps versions.

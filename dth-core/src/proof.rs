@@ -61,6 +61,7 @@ named! {
         OutboxResent => "a finder sends what a dead one left",
         ShardResumed => "a finder goes on from a cursor",
         ShardSplit => "a range is cut in two",
+        Looked => "the finder looks at what the listings do not tell",
         AskedRecord => "the finder decides by a recorded pair of etags",
         SweptUpload => "an upload that nobody finishes is swept",
         GiantHandedOut => "the parts of a giant become jobs",
@@ -69,6 +70,7 @@ named! {
         GiantBegunAgain => "a giant is begun again, because its source changed or its upload ended",
         CloserAwaited => "a job finds that its giant is about to be completed, and waits for that",
         ClosedByAnother => "the message that closes a giant is received again",
+        ChildThere => "a child is at the destination already, or is linked there",
     }
 }
 
@@ -119,6 +121,8 @@ named! {
         ManyClosers => "whoever sees all parts of a giant completes it, whether or not somebody else does",
         WaitingForgotten => "a job whose object is handed out in parts does not end with it",
         AnswerNotCompared => "an answer that is another version than was asked for is believed",
+        ChildrenLast => "an entry is published before its children",
+        ChildrenOfAnother => "an entry is published with the children of another version of it",
     }
 }
 

@@ -4,14 +4,14 @@ use crate::{
     checksum::{Algorithm, Checksum},
     error::{Error, ErrorKind, Op, Result},
     index::Index,
-    object::{Attributes, ETag, ObjectKey, Tags, VersionId},
+    object::{Attributes, ETag, Entry, ObjectKey, Tags, VersionId},
     source::{ByteStream, CopyOrigin},
 };
 use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::{fmt, ops::Range, sync::Arc};
+use std::{fmt, ops::Range, sync::Arc, time::Duration};
 
 /// What must hold at the destination for a write to take effect.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -189,6 +189,21 @@ pub struct SinkCapability {
     pub max_copy: Option<u64>,
 }
 
+/// Where a child stands at the destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Placed {
+    /// It is there.
+    There,
+    /// Its bytes must be sent.
+    Absent,
+    /// Something else has its key.
+    Other(ETag),
+    /// Nobody knows.
+    Unknown,
+    /// Another worker sends its bytes: ask again after this time.
+    Awaited(Duration),
+}
+
 /// A store to write to.
 ///
 /// A call that is dropped, or that fails with `maybe_applied`, may have taken effect, and may take effect later: only
@@ -244,6 +259,21 @@ pub trait Sink: Index {
     /// Sets the tags of an object.
     async fn put_tags(&self, key: &ObjectKey, _tags: &Tags) -> Result<()> {
         Err(unsupported(Op::Tags, key))
+    }
+
+    /// Makes a child be there without its bytes, where that is possible: it is there already, or the store links it from
+    /// elsewhere within itself. Called again, it does no harm.
+    async fn place(&self, key: &ObjectKey, child: &Entry) -> Result<Placed> {
+        match self.head(key, None).await {
+            Ok(info)
+                if info.entry.etag.is_some() && info.entry.etag == child.etag && child.size.is_none_or(|s| info.entry.size == Some(s)) =>
+            {
+                Ok(Placed::There)
+            }
+            Ok(info) => Ok(info.entry.etag.map_or(Placed::Unknown, Placed::Other)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Placed::Absent),
+            Err(error) => Err(error),
+        }
     }
 
     /// Whether objects can be copied from there inside the store.

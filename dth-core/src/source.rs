@@ -54,6 +54,18 @@ impl fmt::Debug for Read {
     }
 }
 
+/// An entry with what it needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Family {
+    /// The entry, with the etag of the version that these are the children of.
+    pub entry: Entry,
+    /// They come first. Each has an etag; those that are content-addressed ([`EtagKind::Digest`]) are brought once, whoever needs
+    /// them.
+    ///
+    /// [`EtagKind::Digest`]: crate::object::EtagKind::Digest
+    pub children: Vec<Entry>,
+}
+
 /// What a source can do.
 #[derive(Debug, Clone)]
 pub struct SourceCapability {
@@ -86,9 +98,11 @@ pub trait Source: Index {
     /// answered another range than the one asked for.
     async fn read(&self, key: &ObjectKey, options: &ReadOptions) -> Result<Read>;
 
-    /// Entries that must be at the destination before this one. Objects have none.
-    async fn children(&self, _entry: &Entry) -> Result<Vec<Entry>> {
-        Ok(Vec::new())
+    /// The version of an entry that is there now, and what must be at the destination before it. Objects have none.
+    ///
+    /// What is [read](Self::read) afterwards is pinned to the entry of the answer: its children are those of these bytes.
+    async fn children(&self, entry: &Entry) -> Result<Family> {
+        Ok(Family { entry: entry.clone(), children: Vec::new() })
     }
 
     /// The tags of an object.

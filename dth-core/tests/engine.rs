@@ -4,6 +4,7 @@ use dth_core::{
     checksum::Algorithm,
     env::SeededEnv,
     error::{ErrorKind, Op, Result},
+    filter::FilterSettings,
     finder::{Finder, FinderSettings, Overwrite},
     index::{Index, IndexCapability, ListOrder, ListPage, ListRequest},
     job::{EventSettings, Intake, Job, JobParts, Pack, Seen},
@@ -40,37 +41,105 @@ fn bodies(store: &MemoryStore) -> BTreeMap<ObjectKey, bytes::Bytes> {
     store.snapshot().into_iter().map(|(key, object)| (key, object.body.clone())).collect()
 }
 
-/// Leaves first, each only if the sink lacks it, the entry itself last.
-#[tokio::test]
-async fn children_arrive_before_their_entry() {
-    let key = ObjectKey::from;
-    let children = BTreeMap::from([
-        (key("index"), vec![key("manifest/1"), key("manifest/2")]),
-        (key("manifest/1"), vec![key("blob/a"), key("blob/shared")]),
-        (key("manifest/2"), vec![key("blob/shared"), key("blob/known")]),
-    ]);
-    let source = MemoryStore::new(MemoryStoreSettings { children, ..MemoryStoreSettings::default() });
-    for name in ["index", "manifest/1", "manifest/2", "blob/a", "blob/shared", "blob/known"] {
-        source.insert(name, name);
-    }
-    let sink = MemoryStore::default();
-    sink.insert("blob/known", "blob/known");
+/// A content-addressed store in which an entry's lines that name keys are its children.
+fn graph(links: bool) -> MemoryStore {
+    let children = |body: &[u8]| -> Vec<ObjectKey> {
+        let text = String::from_utf8_lossy(body);
+        text.lines().filter(|line| line.contains('/')).map(ObjectKey::from).collect()
+    };
+    MemoryStore::new(MemoryStoreSettings { children: Some(children), etag: EtagKind::Digest, links, ..MemoryStoreSettings::default() })
+}
+
+fn watched(sink: &MemoryStore) -> Arc<Mutex<Vec<String>>> {
     let order: Arc<Mutex<Vec<String>>> = Arc::default();
     let seen = Arc::clone(&order);
     sink.watch(Box::new(move |key, _| seen.lock().unwrap().push(key.as_str().to_owned())));
+    order
+}
+
+/// Leaves first, each only if the sink lacks it, the entry itself last.
+#[tokio::test]
+async fn children_arrive_before_their_entry() {
+    let (source, sink) = (graph(false), graph(false));
+    source.insert("index", "manifest/1\nmanifest/2");
+    source.insert("manifest/1", "blob/a\nblob/shared");
+    source.insert("manifest/2", "blob/shared\nblob/known");
+    for (name, body) in [("blob/a", "a"), ("blob/shared", "shared"), ("blob/known", "known")] {
+        source.insert(name, body);
+    }
+    sink.insert("blob/known", "known");
+    let order = watched(&sink);
     let ended = task(&source, &sink).copy_one(&"index".into()).await.unwrap();
-    assert_eq!(ended.outcome, Outcome::Copied);
-    assert_eq!(*order.lock().unwrap(), ["blob/a", "blob/shared", "manifest/1", "manifest/2", "index"]);
+    assert_eq!((ended.outcome, ended.bytes), (Outcome::Copied, 21 + 18 + 22 + 1 + 6));
+    let order = order.lock().unwrap();
+    let at = |name: &str| order.iter().position(|n| n == name).unwrap();
+    assert_eq!(order.len(), 5, "each once: {order:?}");
+    assert!(at("blob/a") < at("manifest/1") && at("blob/shared") < at("manifest/1").min(at("manifest/2")) && at("index") == 4, "{order:?}");
     assert_eq!(bodies(&source), bodies(&sink));
+}
+
+/// R6: however many need it at once, a blob is brought once, and linked for the others.
+#[tokio::test]
+async fn a_blob_that_many_need_is_brought_once() {
+    let (source, sink) = (graph(false), graph(true));
+    for n in 0..20 {
+        // The same bytes under a key of each repository's own.
+        source.insert(format!("app{n}"), format!("app{n}/base\napp{n}/own"));
+        source.insert(format!("app{n}/base"), vec![7; 20_000]);
+        source.insert(format!("app{n}/own"), format!("own {n}"));
+    }
+    let weather = Arc::new(Weather::new(Arc::new(SeededEnv::new(1)), Faults::default()));
+    weather.keep_log();
+    let counted = Chaos::new(Arc::new(sink.clone()), Arc::clone(&weather), 0);
+    let filter = FilterSettings { include: vec!["*".into()], ..FilterSettings::default() };
+    let finder = FinderSettings { filter, ..FinderSettings::default() };
+    let report = Sync::new(Arc::new(source.clone()), Arc::new(counted)).with_finder(finder).run().await.unwrap();
+    assert!(report.is_success() && report.run.outcomes_like("copied").objects == 20, "{report}");
+    let puts = weather.log().iter().filter(|line| line.contains("Put")).count();
+    assert_eq!(puts, 20 + 20 + 1, "roots, blobs of their own, and the base once: {:#?}", weather.log());
+    assert_eq!(bodies(&source), bodies(&sink));
+}
+
+/// R10: an entry that moves while its children are on their way is published with its own, or not at all.
+#[tokio::test]
+async fn a_root_that_moves_is_published_with_its_own_children() {
+    let (source, sink) = (graph(false), graph(false));
+    source.insert("tag", "old/layer");
+    source.insert("old/layer", "old");
+    source.insert("new/layer", "new");
+    let moving = source.clone();
+    sink.watch(Box::new(move |key, _| {
+        if key.as_str() == "old/layer" {
+            moving.insert("tag", "new/layer");
+        }
+    }));
+    task(&source, &sink).copy_one(&"tag".into()).await.unwrap();
+    let held = sink.get(&"tag".into()).unwrap();
+    assert_eq!(held.body, "new/layer");
+    assert!(sink.get(&"new/layer".into()).is_some());
+}
+
+/// What is its own child is refused, and does not wait for itself.
+#[tokio::test]
+async fn a_graph_without_an_end_is_refused() {
+    let children: fn(&[u8]) -> Vec<ObjectKey> = |_| vec!["a".into(), "b".into()];
+    for etag in [EtagKind::Digest, EtagKind::Opaque] {
+        let source = MemoryStore::new(MemoryStoreSettings { children: Some(children), etag, ..MemoryStoreSettings::default() });
+        source.insert("a", "1");
+        source.insert("b", "2");
+        let sink = graph(false);
+        let copying = Sync::new(Arc::new(source), Arc::new(sink.clone()));
+        let error = copying.copy_one(&"a".into()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{}", error.chain());
+        assert!(sink.snapshot().is_empty());
+    }
 }
 
 /// A child that is gone fails its root, and the root is not published.
 #[tokio::test]
 async fn a_root_without_its_child_is_not_published() {
-    let children = BTreeMap::from([(ObjectKey::from("root"), vec![ObjectKey::from("gone")])]);
-    let source = MemoryStore::new(MemoryStoreSettings { children, ..MemoryStoreSettings::default() });
-    source.insert("root", "root");
-    let sink = MemoryStore::default();
+    let (source, sink) = (graph(false), graph(false));
+    source.insert("root", "it/is/gone");
     assert!(task(&source, &sink).copy_one(&"root".into()).await.is_err());
     assert!(sink.snapshot().is_empty());
 }
@@ -310,11 +379,9 @@ async fn a_run_can_be_paused_resumed_and_cancelled() {
 /// What failed is tried again, with and without its dead letters; each in a run whose ledger closes.
 #[tokio::test(start_paused = true)]
 async fn failed_objects_are_retried() {
-    let children = ["a", "b", "c"].map(|key| (ObjectKey::from(key), vec![ObjectKey::from("child")])).into();
-    let source = MemoryStore::new(MemoryStoreSettings { children, ..MemoryStoreSettings::default() });
-    let sink = MemoryStore::default();
+    let (source, sink) = (graph(false), graph(false));
     for key in ["a", "b", "c"] {
-        source.insert(key, "body");
+        source.insert(key, "a/child");
     }
     let (queue, state) = (Arc::new(MemoryQueue::new()), Arc::new(MemoryState::new()));
     let task = task(&source, &sink).with_state(Arc::clone(&queue) as _, Arc::clone(&state) as _);
@@ -327,7 +394,7 @@ async fn failed_objects_are_retried() {
     queue.redrive(&dead[0].id, "{}").await.unwrap();
     let run = runs::retry_failed(&*state, &*queue, None, &Intake::everything(), &env, &retry).await.unwrap().unwrap();
     assert_eq!(run.totals.queued.objects, 3);
-    source.insert("child", "late");
+    source.insert("a/child", "late");
     let healed = task.run().await.unwrap();
     assert_eq!((healed.run.id.clone(), healed.run.outcomes_like("copied").objects), (run.id, 3), "{healed}");
     assert_eq!(bodies(&source), bodies(&sink));

@@ -50,7 +50,7 @@ impl Index for Synthetic {
     }
 
     fn index_capability(&self) -> IndexCapability {
-        IndexCapability { order: ListOrder::Bytes, start_after: true, page_max: 1000, etag: EtagKind::Md5, max_key: 1024 }
+        IndexCapability { order: ListOrder::Bytes, start_after: true, page_max: 1000, etag: EtagKind::Md5, max_key: 1024, looked_up: false }
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage> {

@@ -70,7 +70,14 @@ impl Index for Made {
         "made".into()
     }
     fn index_capability(&self) -> IndexCapability {
-        IndexCapability { order: ListOrder::Bytes, start_after: true, page_max: 1000, etag: EtagKind::Opaque, max_key: 1024 }
+        IndexCapability {
+            order: ListOrder::Bytes,
+            start_after: true,
+            page_max: 1000,
+            etag: EtagKind::Opaque,
+            max_key: 1024,
+            looked_up: false,
+        }
     }
     async fn list(&self, request: &ListRequest) -> Result<ListPage> {
         let entries = (0..self.0.len()).map(|n| self.entry(n)).filter(|entry| match &request.from {
@@ -136,7 +143,14 @@ impl Index for Nowhere {
         "nowhere".into()
     }
     fn index_capability(&self) -> IndexCapability {
-        IndexCapability { order: ListOrder::Bytes, start_after: true, page_max: 1000, etag: EtagKind::Opaque, max_key: 1024 }
+        IndexCapability {
+            order: ListOrder::Bytes,
+            start_after: true,
+            page_max: 1000,
+            etag: EtagKind::Opaque,
+            max_key: 1024,
+            looked_up: false,
+        }
     }
     async fn list(&self, _: &ListRequest) -> Result<ListPage> {
         Ok(ListPage::default())

@@ -18,7 +18,6 @@ use crate::{
     key_map::KeyMap,
     manifest::Spool,
     notify::{Alarms, Happened},
-    object::EtagKind,
     plan::{
         compare::{Compare, CompareBy},
         cost::{Plan, Prices, Requests},
@@ -164,8 +163,7 @@ impl FinderBuilder {
             let text = format!("finder.pack_bytes = {}", self.settings.pack_bytes);
             return Err(Error::new(ErrorKind::Invalid, Op::Configure, text).with_source(format!("the queue takes at most {most} bytes")));
         }
-        let comparable = [&self.source, &self.sink].into_iter().all(|side| side.index_capability().etag == EtagKind::Md5);
-        let compare = self.settings.compare.strategy(comparable);
+        let compare = self.settings.compare.strategy(self.source.index_capability().etag, self.sink.index_capability().etag);
         Ok(Finder {
             inner: Arc::new(Inner {
                 source: self.source,

@@ -40,6 +40,8 @@ struct Walk {
     held_packer: Packer,
     totals: FinderTotals,
     sent: Vec<PackId>,
+    /// What the listings do not tell enough of: looked at together.
+    unseen: Vec<(Entry, There)>,
     /// Same size, other etag: looked up together.
     ask: Vec<(Entry, Entry)>,
     /// For the manifest, where one of all objects is wanted.
@@ -73,6 +75,7 @@ impl Inner {
             held_packer: packer(),
             totals: FinderTotals::default(),
             sent: Vec::new(),
+            unseen: Vec::new(),
             ask: Vec::new(),
             equal: Vec::new(),
             spools: self.spool.is_some() && matches!(shared.output, Output::Run(_)),
@@ -82,9 +85,12 @@ impl Inner {
             split_at: s.split_after_pages,
             end: None,
         };
+        // A listing of what else is there is worth nothing but for deletions.
+        let looks = self.sink.index_capability().looked_up && !s.delete_extra;
         loop {
             let ours = source.peek().await?.filter(|e| within(&e.key, walk.shard.until.as_ref())).map(|e| e.key.clone());
             let theirs = match (&ours, s.delete_extra) {
+                _ if looks => None,
                 // Without deletions nobody needs to know what else the destination holds.
                 (None, false) => None,
                 _ => self.peek_sink(&mut sink, walk.shard.until.as_ref()).await?,
@@ -96,6 +102,7 @@ impl Inner {
                     Ordering::Equal => self.both(&mut walk, source.take(), sink.take(), &shared),
                     Ordering::Greater => self.only_sink(&mut walk, sink.take(), there),
                 },
+                (Some(_), None) if looks => self.unseen(&mut walk, source.take()),
                 (Some(_), None) => self.only_source(&mut walk, source.take(), &shared),
                 (None, Some(there)) => self.only_sink(&mut walk, sink.take(), there),
             };
@@ -143,22 +150,70 @@ impl Inner {
         let (entry, there) = (entry?, there?);
         let key = entry.key.clone();
         walk.totals.listed += tally(&entry);
-        if let Some(reason) = self.skip(&entry) {
-            walk.skip(reason, &entry);
-            return Some(key);
+        match self.skip(&entry) {
+            Some(reason) => walk.skip(reason, &entry),
+            None if entry.etag.is_none() || there.etag.is_none() => walk.unseen.push((entry, There::Listed(there))),
+            None => self.judge(walk, entry, there, shared),
         }
+        Some(key)
+    }
+
+    fn judge(&self, walk: &mut Walk, entry: Entry, there: Entry, shared: &Shared) {
         match self.compare.judge(&entry, &there) {
             _ if wrong(Bug::SizeOnlyCompare) && entry.size == there.size => self.unchanged(walk, &entry, &there),
             Verdict::Equal => self.unchanged(walk, &entry, &there),
             Verdict::Differs => self.differs(walk, &entry, &there, Action::Copy, shared),
             Verdict::AskRecord => walk.ask.push((entry, there)),
         }
+    }
+
+    /// Of a destination that is not listed.
+    fn unseen(&self, walk: &mut Walk, entry: Option<Entry>) -> Option<ObjectKey> {
+        let entry = entry?;
+        let key = entry.key.clone();
+        walk.totals.listed += tally(&entry);
+        match self.skip(&entry) {
+            Some(reason) => walk.skip(reason, &entry),
+            None => walk.unseen.push((entry, There::Unseen)),
+        }
         Some(key)
+    }
+
+    /// Looks at what the listings did not tell: at the destination first, and at the source only what is at both.
+    async fn look(&self, walk: &mut Walk, shared: &Shared) -> Result<()> {
+        if walk.unseen.is_empty() {
+            return Ok(());
+        }
+        reached(Branch::Looked);
+        let (retry, env) = (self.settings.retry, &*self.env);
+        let mut pairs = std::mem::take(&mut walk.unseen);
+        let lacks = |there: &There| matches!(there, There::Unseen) || matches!(there, There::Listed(entry) if entry.etag.is_none());
+        let keys: Vec<ObjectKey> = pairs.iter().filter(|(_, t)| lacks(t)).map(|(e, _)| self.keys.to_destination(&e.key)).collect();
+        let mut found = retry.run(env, || self.sink.find(&keys)).await?.into_iter();
+        for (_, there) in pairs.iter_mut().filter(|(_, there)| lacks(there)) {
+            *there = found.next().flatten().map_or(There::Nothing, There::Listed);
+        }
+        let both = |(entry, there): &(Entry, There)| entry.etag.is_none() && matches!(there, There::Listed(_));
+        let keys: Vec<ObjectKey> = pairs.iter().filter(|pair| both(pair)).map(|(e, _)| e.key.clone()).collect();
+        let mut found = retry.run(env, || self.source.find(&keys)).await?.into_iter();
+        for pair in pairs.iter_mut().filter(|pair| both(pair)) {
+            // What is gone meanwhile is listed all the same: its job will find out.
+            if let Some(now) = found.next().flatten() {
+                pair.0 = Entry { key: pair.0.key.clone(), ..now };
+            }
+        }
+        for (entry, there) in pairs {
+            match there {
+                There::Listed(there) => self.judge(walk, entry, there, shared),
+                There::Unseen | There::Nothing => self.queue(walk, &entry, Seen::Absent, Action::Copy, shared),
+            }
+        }
+        Ok(())
     }
 
     fn only_sink(&self, walk: &mut Walk, entry: Option<Entry>, key: &ObjectKey) -> Option<ObjectKey> {
         let entry = entry?;
-        if self.settings.delete_extra && self.filter.takes(&Entry { key: key.clone(), ..entry.clone() }) {
+        if self.settings.delete_extra && self.source.covers(key) && self.filter.takes(&Entry { key: key.clone(), ..entry.clone() }) {
             walk.totals.extra += tally(&entry);
             walk.totals.extra_queued += tally(&entry);
             let job = Job {
@@ -222,6 +277,7 @@ impl Inner {
 
     /// Decides about same size, other etag, by the recorded pairs of a page.
     async fn answer(&self, walk: &mut Walk, shared: &Shared) -> Result<()> {
+        self.look(walk, shared).await?;
         if walk.ask.is_empty() {
             return Ok(());
         }
@@ -377,6 +433,17 @@ impl Inner {
     }
 }
 
+/// What is known of the destination's side of a key.
+#[derive(Debug)]
+enum There {
+    /// Nothing yet.
+    Unseen,
+    /// That there is nothing.
+    Nothing,
+    /// An entry, perhaps without an etag.
+    Listed(Entry),
+}
+
 /// Jobs gathered for the next step.
 #[derive(Debug, Default)]
 struct Ready {
@@ -387,7 +454,7 @@ struct Ready {
 impl Walk {
     /// Packs of the next step, those included that the looked-up keys may come to.
     fn packs(&self, pack_jobs: usize) -> usize {
-        self.ready.jobs.len() + self.ready.held.len() + self.ask.len() / pack_jobs.max(1)
+        self.ready.jobs.len() + self.ready.held.len() + (self.ask.len() + self.unseen.len()) / pack_jobs.max(1)
     }
 
     fn skip(&mut self, reason: SkipReason, entry: &Entry) {

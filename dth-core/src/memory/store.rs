@@ -6,8 +6,8 @@ use crate::{
     error::{Error, ErrorKind, Op, Result},
     index::{Index, IndexCapability, ListFrom, ListOrder, ListPage, ListRequest, must_carry},
     object::{Attributes, ETag, Entry, EtagKind, ObjectInfo, ObjectKey, Tags, VersionId},
-    sink::{Body, Condition, Conditions, MultipartLimits, OpenUpload, Part, PutOptions, Sink, SinkCapability, UploadId, Written},
-    source::{CopyOrigin, Read, ReadOptions, ReadRange, Source, SourceCapability},
+    sink::{Body, Condition, Conditions, MultipartLimits, OpenUpload, Part, Placed, PutOptions, Sink, SinkCapability, UploadId, Written},
+    source::{CopyOrigin, Family, Read, ReadOptions, ReadRange, Source, SourceCapability},
 };
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -43,8 +43,12 @@ pub struct MemoryStoreSettings {
     pub max_copy: u64,
     /// Bytes of one chunk of a body.
     pub chunk: usize,
-    /// Entries that must be at the destination before an entry, by key.
-    pub children: BTreeMap<ObjectKey, Vec<ObjectKey>>,
+    /// Which entries must be at the destination before an entry; its bytes tell.
+    pub children: Option<fn(&[u8]) -> Vec<ObjectKey>>,
+    /// Whether its listings tell nothing but keys, so that, as a destination, it is rather asked for those of the source.
+    pub looked_up: bool,
+    /// Whether a child whose bytes lie under another key is linked from there ([`Sink::place`]).
+    pub links: bool,
 }
 
 impl Default for MemoryStoreSettings {
@@ -60,7 +64,9 @@ impl Default for MemoryStoreSettings {
             max_put: 5 << 30,
             max_copy: 5 << 30,
             chunk: 64 << 10,
-            children: BTreeMap::new(),
+            children: None,
+            looked_up: false,
+            links: false,
         }
     }
 }
@@ -150,6 +156,7 @@ impl MemoryStore {
         state.last += 1;
         let etag = match self.settings.etag {
             EtagKind::Md5 => ETag::of_md5(&md5(&body)),
+            EtagKind::Digest => digest(&body),
             EtagKind::Opaque => ETag::new(&format!("{}-part{}", self.settings.name, state.last)),
         };
         let part = Part { number, size: body.len() as u64, etag, opaque_etag: false, checksum: self.own_sum(&body) };
@@ -210,6 +217,7 @@ impl MemoryStore {
         state.last += 1;
         let etag = match self.settings.etag {
             EtagKind::Opaque => ETag::new(&format!("{}-object{}", self.settings.name, state.last)),
+            EtagKind::Digest => digest(&body),
             EtagKind::Md5 if parts.is_empty() => ETag::of_md5(&md5(&body)),
             EtagKind::Md5 => {
                 let mut at = 0;
@@ -282,6 +290,10 @@ fn entry(key: &ObjectKey, object: &StoredObject) -> Entry {
     Entry { modified: Some(object.modified), ..Entry::new(key.clone(), object.body.len() as u64, Some(object.etag.clone())) }
 }
 
+fn digest(bytes: &Bytes) -> ETag {
+    ETag::new(&format!("sha256:{}", Checksum::of(Algorithm::Sha256, std::slice::from_ref(bytes)).to_hex()))
+}
+
 fn md5(bytes: &[u8]) -> [u8; 16] {
     use md5::Digest;
     md5::Md5::digest(bytes).into()
@@ -316,6 +328,7 @@ impl Index for MemoryStore {
             page_max: self.settings.page,
             etag: self.settings.etag,
             max_key: 1024,
+            looked_up: self.settings.looked_up,
         }
     }
 
@@ -338,6 +351,11 @@ impl Index for MemoryStore {
             .take_while(|(key, _)| key.as_str().starts_with(&request.prefix))
             .take(max + 1)
             .map(|(key, object)| entry(key, object))
+            .map(
+                |entry| {
+                    if self.settings.looked_up { Entry { size: None, modified: None, ..Entry::new(entry.key, 0, None) } } else { entry }
+                },
+            )
             .collect();
         let more = entries.len() > max;
         entries.truncate(max);
@@ -360,7 +378,7 @@ impl Source for MemoryStore {
             first_part: true,
             checksums: self.settings.checksums,
             tags: true,
-            children: !self.settings.children.is_empty(),
+            children: self.settings.children.is_some(),
         }
     }
 
@@ -385,15 +403,12 @@ impl Source for MemoryStore {
         Ok(Read { info: self.info(key, &object), range, body: futures_util::stream::iter(chunks).boxed() })
     }
 
-    async fn children(&self, of: &Entry) -> Result<Vec<Entry>> {
-        let children = self.settings.children.get(&of.key).map(Vec::as_slice).unwrap_or_default();
-        children
-            .iter()
-            .map(|key| {
-                let object = self.get(key).ok_or_else(|| Error::new(ErrorKind::NotFound, Op::Children, self.target(key)))?;
-                Ok(entry(key, &object))
-            })
-            .collect()
+    async fn children(&self, of: &Entry) -> Result<Family> {
+        let known = |key: &ObjectKey| self.get(key).ok_or_else(|| Error::new(ErrorKind::NotFound, Op::Children, self.target(key)));
+        let parent = known(&of.key)?;
+        let children = self.settings.children.map(|tell| tell(&parent.body)).unwrap_or_default();
+        let children = children.iter().map(|key| Ok(entry(key, &*known(key)?))).collect::<Result<_>>()?;
+        Ok(Family { entry: entry(&of.key, &parent), children })
     }
 
     async fn tags(&self, key: &ObjectKey, _: Option<&VersionId>) -> Result<Tags> {
@@ -437,6 +452,23 @@ impl Sink for MemoryStore {
         let checksum = self.own_sum(&body);
         let etag = self.publish(&mut state, key, body, Vec::new(), options);
         Ok(Written { etag: Some(etag), version: None, opaque_etag: false, checksum })
+    }
+
+    async fn place(&self, key: &ObjectKey, child: &Entry) -> Result<Placed> {
+        let mut state = self.lock();
+        let there = state.objects.get(key).map(|object| object.etag.clone());
+        if there.is_some() && there == child.etag {
+            return Ok(Placed::There);
+        }
+        let elsewhere = state.objects.values().find(|o| self.settings.links && Some(&o.etag) == child.etag.as_ref()).map(Arc::clone);
+        match (elsewhere, there) {
+            (Some(object), None) => {
+                let options = PutOptions { attributes: object.attributes.clone(), ..PutOptions::default() };
+                self.publish(&mut state, key, object.body.clone(), Vec::new(), &options);
+                Ok(Placed::There)
+            }
+            (_, there) => Ok(there.map_or(Placed::Absent, Placed::Other)),
+        }
     }
 
     async fn delete(&self, key: &ObjectKey, condition: &Condition) -> Result<()> {

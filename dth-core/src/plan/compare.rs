@@ -1,6 +1,6 @@
 //! When are source and destination equal? Small types, one question.
 
-use crate::object::Entry;
+use crate::object::{Entry, EtagKind};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -39,12 +39,10 @@ pub enum CompareBy {
 }
 
 impl CompareBy {
-    /// The strategy, between two stores whose etags mean the same (`comparable`: both of [`EtagKind::Md5`]) or not.
-    ///
-    /// [`EtagKind::Md5`]: crate::object::EtagKind::Md5
-    pub fn strategy(self, comparable: bool) -> Box<dyn Compare> {
+    /// The strategy between two stores with such etags.
+    pub fn strategy(self, source: EtagKind, destination: EtagKind) -> Box<dyn Compare> {
         match self {
-            Self::Record => Box::new(ByRecord { comparable }),
+            Self::Record => Box::new(ByRecord::between(source, destination)),
             Self::Size => Box::new(BySize),
             Self::Etag => Box::new(ByEtag),
             Self::Time => Box::new(ByTime),
@@ -58,6 +56,16 @@ impl CompareBy {
 pub struct ByRecord {
     /// Whether equal etags of the two stores mean equal objects.
     pub comparable: bool,
+    /// Whether other etags mean other objects.
+    pub decisive: bool,
+}
+
+impl ByRecord {
+    /// The strategy between two stores with such etags.
+    pub fn between(source: EtagKind, destination: EtagKind) -> Self {
+        let comparable = source.is_comparable_with(destination);
+        Self { comparable, decisive: comparable && source == EtagKind::Digest }
+    }
 }
 /// Sizes alone.
 #[derive(Debug)]
@@ -78,6 +86,8 @@ impl Compare for ByRecord {
             Verdict::Differs
         } else if self.comparable && source.etag.is_some() && source.etag == destination.etag {
             Verdict::Equal
+        } else if self.decisive && source.etag.is_some() && destination.etag.is_some() {
+            Verdict::Differs
         } else {
             Verdict::AskRecord
         }
@@ -122,9 +132,14 @@ mod tests {
     #[test]
     fn same_size_change_is_seen() {
         let entry = |etag: &str| Entry::new("k", 5, Some(ETag::new(etag)));
-        let by_record = ByRecord { comparable: true };
+        let by_record = ByRecord::between(EtagKind::Md5, EtagKind::Md5);
+        let by_digest = ByRecord::between(EtagKind::Digest, EtagKind::Digest);
+        assert_eq!(
+            (by_digest.judge(&entry("a"), &entry("b")), by_digest.judge(&entry("a"), &entry("a"))),
+            (Verdict::Differs, Verdict::Equal)
+        );
         assert_eq!(by_record.judge(&entry("a"), &entry("b")), Verdict::AskRecord);
-        assert_eq!(ByRecord { comparable: false }.judge(&entry("a"), &entry("a")), Verdict::AskRecord);
+        assert_eq!(ByRecord::between(EtagKind::Md5, EtagKind::Opaque).judge(&entry("a"), &entry("a")), Verdict::AskRecord);
         assert_eq!(ByEtag.judge(&entry("a"), &entry("b")), Verdict::Differs);
         assert_eq!(BySize.judge(&entry("a"), &entry("b")), Verdict::Equal);
         assert_eq!(by_record.judge(&entry("a"), &entry("a")), Verdict::Equal);

@@ -66,6 +66,12 @@ impl Transfer {
         md5.map(|c| ETag::of_md5(&c.value))
     }
 
+    /// The same where it is the digest of its bytes.
+    pub(super) fn etag_of(&self, sum: Option<&Checksum>) -> Option<ETag> {
+        let by_content = self.sink.index_capability().etag == EtagKind::Digest;
+        sum.filter(|c| by_content && c.algorithm == Algorithm::Sha256).map(|c| ETag::new(&format!("sha256:{}", c.to_hex())))
+    }
+
     /// The checksum that a single put of the unread body can carry: known beforehand, and verified by the sink.
     pub(super) fn known_sum(&self, info: &ObjectInfo) -> Option<Checksum> {
         let verifies = self.sink.sink_capability().verifies;
@@ -118,7 +124,8 @@ impl Transfer {
             md5 = Some(Checksum::of(Algorithm::Md5, body));
         }
         known = known.or_else(|| sum.clone().filter(|c| c.algorithm != Algorithm::Md5));
-        let expected = Expected { size, etag: self.etag_from(md5.as_ref()), checksum: known, replaces: None };
+        let etag = self.etag_from(md5.as_ref()).or_else(|| self.etag_of(known.as_ref()));
+        let expected = Expected { size, etag, checksum: known, replaces: None };
         Ok(Held { verified, checksum: sum, expected })
     }
 }

@@ -4,6 +4,7 @@
 //! Nothing here knows queues or packs; [`Transfer`] serves the worker and `copy_one` alike.
 
 mod check;
+mod children;
 mod giant;
 mod journal;
 mod multipart;
@@ -11,11 +12,13 @@ mod publish;
 mod single;
 mod tee;
 
+use children::Flights;
 pub(crate) use giant::Giants;
 pub(crate) use journal::is_same;
 pub use journal::{Journal, Tenure};
 
 use crate::{
+    checksum::Algorithm,
     env::SharedEnv,
     error::{Error, ErrorKind, Op, Result},
     filter::Filter,
@@ -30,7 +33,6 @@ use crate::{
     source::{Read, ReadOptions, ReadRange, Source},
     state::{Failure, Outcome, Record, SkipReason, SourceVersion, Status, Verified},
 };
-use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use std::{fmt, sync::Arc};
 
@@ -100,6 +102,7 @@ pub struct Transfer {
     bytes: Option<RateLimit>,
     source_requests: Option<RateLimit>,
     sink_requests: Option<RateLimit>,
+    flights: Flights,
 }
 
 impl fmt::Debug for Transfer {
@@ -160,6 +163,7 @@ impl Transfer {
             keys,
             env,
             settings: Arc::new(settings),
+            flights: Flights::default(),
         }
     }
 
@@ -218,8 +222,7 @@ impl Transfer {
         match job.action {
             Action::Delete => self.delete(job, &key, journal).await,
             Action::Copy | Action::Adopt => {
-                self.children_first(job, 0).await?;
-                let done = self.copy(job, &key, journal).await?;
+                let done = self.copy(job, &key, journal, &[]).await?;
                 let gone = matches!(&done, Work::Ended(ended) if ended.outcome == Outcome::Cancelled);
                 if gone && journal.record().status == Status::Deleted {
                     // Somebody removed it because the source does not hold it; a worker that had read it before may have brought
@@ -232,7 +235,7 @@ impl Transfer {
         }
     }
 
-    async fn copy(&self, job: &Job, key: &ObjectKey, journal: &mut Journal<'_>) -> Result<Work> {
+    async fn copy(&self, job: &Job, key: &ObjectKey, journal: &mut Journal<'_>, line: &[ETag]) -> Result<Work> {
         if let Some(ended) = self.already_recorded(job, key, journal).await? {
             return Ok(Work::Ended(Box::new(ended)));
         }
@@ -258,7 +261,7 @@ impl Transfer {
                     Condition::still(found.as_ref().and_then(|i| i.entry.etag.as_ref()))
                 }
             };
-            match self.attempt(job, key, &held, journal).await {
+            match self.attempt(job, key, &held, journal, line).await {
                 Ok(Attempt::Ended(ended)) => return Ok(Work::Ended(ended)),
                 Ok(Attempt::HandedOut(parts)) => return Ok(Work::HandedOut(parts)),
                 // Somebody else wrote the destination since it was listed.
@@ -308,8 +311,24 @@ impl Transfer {
         }
     }
 
-    async fn attempt(&self, job: &Job, key: &ObjectKey, held: &Condition, journal: &mut Journal<'_>) -> Result<Attempt> {
-        let origin = self.settings.server_copy.then(|| self.source.copy_origin(&job.key, None)).flatten();
+    async fn attempt(&self, job: &Job, key: &ObjectKey, held: &Condition, journal: &mut Journal<'_>, line: &[ETag]) -> Result<Attempt> {
+        if self.source.source_capability().children {
+            self.with_children(job, key, held, journal, line).await
+        } else {
+            self.alone(job, key, held, journal, None).await
+        }
+    }
+
+    /// One try at an object whose children, if it has some, are there. `pinned` is the version that they are the children of.
+    async fn alone(
+        &self,
+        job: &Job,
+        key: &ObjectKey,
+        held: &Condition,
+        journal: &mut Journal<'_>,
+        pinned: Option<&ETag>,
+    ) -> Result<Attempt> {
+        let origin = (self.settings.server_copy && pinned.is_none()).then(|| self.source.copy_origin(&job.key, None)).flatten();
         if let Some(origin) = origin.filter(|o| self.sink.can_copy(o)) {
             match self.copy_inside(job, key, held, &origin, journal).await {
                 // What the store does not copy, or not for us, can still go through us.
@@ -320,14 +339,15 @@ impl Transfer {
                 done => return done,
             }
         }
-        let options = ReadOptions { range: self.first_range(job), ..ReadOptions::default() };
+        let options = ReadOptions { range: self.first_range(job), if_match: pinned.cloned(), version: None };
         let mut first = self.read(&job.key, &options).await;
         if matches!((&first, &options.range), (Err(e), ReadRange::Bytes(_)) if e.kind() == ErrorKind::Corrupt) {
             // T4: it shrank below what the listing said.
-            first = self.read(&job.key, &ReadOptions::default()).await;
+            first = self.read(&job.key, &ReadOptions { range: ReadRange::Full, ..options.clone() }).await;
         }
         let (read, permit) = match first {
             Ok(read) => read,
+            Err(error) if pinned.is_some() && error.kind() == ErrorKind::Precondition => return Ok(Attempt::Changed),
             Err(error) => return self.unreadable(job, error, journal).await.map(|e| Attempt::Ended(Box::new(e))),
         };
         if let Some(ended) = self.already_there(job, key, &read.info, held, journal).await? {
@@ -502,8 +522,8 @@ impl Transfer {
         journal: &mut Journal<'_>,
     ) -> Result<Option<Ended>> {
         let Condition::Match(etag) = held else { return Ok(None) };
-        let comparable = self.source.index_capability().etag == EtagKind::Md5 && self.sink.index_capability().etag == EtagKind::Md5;
-        if !comparable || info.opaque_etag || info.entry.etag.as_ref() != Some(etag) {
+        let kind = self.source.index_capability().etag;
+        if !kind.is_comparable_with(self.sink.index_capability().etag) || info.opaque_etag || info.entry.etag.as_ref() != Some(etag) {
             return Ok(None);
         }
         // What was seen may be long ago: the listing is older than this message.
@@ -519,7 +539,7 @@ impl Transfer {
                 self.settings.retry.run(&*self.env, || self.sink.put_tags(key, &options.tags)).await?;
             }
         }
-        let verified = Verified::Source(crate::checksum::Algorithm::Md5);
+        let verified = Verified::Source(if kind == EtagKind::Digest { Algorithm::Sha256 } else { Algorithm::Md5 });
         let mut ended = self.done(journal, &info.entry, etag.clone(), None, verified);
         ended.outcome = Outcome::AlreadyCurrent;
         Ok(Some(ended))
@@ -612,7 +632,7 @@ impl Transfer {
                     // An event is a hint to look. And where an earlier delivery has thrown the upload away that jobs wait for, it is
                     // for us now to bring the object.
                     if by_event || (journal.record().upload.is_none() && !journal.record().waiting.is_empty()) {
-                        return self.copy(&held_now(job, &info.entry), key, journal).await;
+                        return self.copy(&held_now(job, &info.entry), key, journal, &[]).await;
                     }
                     return Ok(Work::Ended(Box::new(self.skipped(journal, SkipReason::SourceExists, info.entry.size.unwrap_or(0)))));
                 }
@@ -663,7 +683,7 @@ impl Transfer {
         match retry.run(&*self.env, || self.source.head(&job.key, None)).await {
             Ok(info) => {
                 reached(Branch::CameBack);
-                return self.copy(&held_now(job, &info.entry), key, journal).await;
+                return self.copy(&held_now(job, &info.entry), key, journal, &[]).await;
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(error),
@@ -671,42 +691,6 @@ impl Transfer {
         let status = if outcome == Outcome::Deleted { Status::Deleted } else { Status::Skipped };
         let record = Record { source: None, destination: None, ..journal.next(status, self.env.now()) };
         Ok(Work::Ended(Box::new(Ended { outcome, bytes: job.size.unwrap_or(0), record, filled: None })))
-    }
-
-    /// Leaves first, each only if the sink lacks it. Children have no jobs of their own: they count with their root.
-    fn children_first<'a>(&'a self, job: &'a Job, depth: u32) -> BoxFuture<'a, Result<()>> {
-        Box::pin(async move {
-            if !self.source.source_capability().children {
-                return Ok(());
-            }
-            if depth >= 8 {
-                return Err(Error::new(ErrorKind::Invalid, Op::Children, job.key.to_string()).with_source("children nest deeper than 8"));
-            }
-            let entry = Entry { size: job.size, ..Entry::new(job.key.clone(), 0, job.etag.clone()) };
-            let retry = self.settings.retry;
-            for child in retry.run(&*self.env, || self.source.children(&entry)).await? {
-                let key = self.keys.to_destination(&child.key);
-                let found = self.look(&key).await?;
-                if found.as_ref().is_some_and(|f| f.entry.etag == child.etag && f.entry.size == child.size) {
-                    continue;
-                }
-                let seen = found.and_then(|f| f.entry.etag).map_or(Seen::Absent, Seen::Present);
-                let job = Job::copy(&child, seen);
-                self.children_first(&job, depth + 1).await?;
-                let mut journal = Journal::detached(&child.key, self.env.now());
-                let ended = match self.copy(&job, &key, &mut journal).await.and_then(|work| whole(&job, work)) {
-                    Ok(ended) => ended,
-                    Err(error) => {
-                        self.drop_upload(&job, &mut journal).await?;
-                        return Err(error);
-                    }
-                };
-                if ended.outcome == Outcome::Cancelled {
-                    return Err(Error::new(ErrorKind::Conflict, Op::Children, child.key.to_string()).with_source("a child is gone"));
-                }
-            }
-            Ok(())
-        })
     }
 
     /// Looks at the destination; `None` where nothing is.

@@ -74,13 +74,16 @@ impl Transfer {
             Some(sum) => (Proof::None, Verified::Source(sum.algorithm)),
             None => self.proof(&info, part_size.filter(|_| !journal.parity.is_hopeless())),
         };
-        let algorithms: &[Algorithm] = if sum.is_some() { &[] } else { &[Algorithm::Md5, Algorithm::Crc64Nvme] };
+        let shown = sum.is_none() && self.sink.index_capability().etag == EtagKind::Md5;
+        let unknown = sum.is_none() && info.checksum.is_none();
+        let algorithms = [(Algorithm::Md5, shown), (Algorithm::Crc64Nvme, unknown)];
+        let algorithms: Vec<Algorithm> = algorithms.into_iter().filter(|(_, wanted)| *wanted).map(|(algorithm, _)| algorithm).collect();
         let mut options = self.put_options(&info, journal, false).await?;
         options.condition = self.effective(held);
         options.checksum.clone_from(&sum);
         journal.about_to_publish(&info.entry, &self.settings.retry, &self.env).await?;
         let _bytes = self.budget.acquire((STREAM_WINDOW + self.sink.sink_capability().stream_window).min(size)).await;
-        let (stream, seen) = tee(body, size, algorithms, proof, self.bytes.clone());
+        let (stream, seen) = tee(body, size, &algorithms, proof, self.bytes.clone());
         let answer = {
             let sink = self.sink_permit().await;
             note(&sink, self.sink.put(key, Body::Stream { len: size, stream }, &options).await)
@@ -88,7 +91,8 @@ impl Transfer {
         drop(permit);
         let md5 = self.source_md5(&info).or_else(|| seen.sum(Algorithm::Md5));
         let checksum = info.checksum.clone().or_else(|| seen.sum(Algorithm::Crc64Nvme));
-        let expected = Expected { size, etag: self.etag_from(md5.as_ref()), checksum, replaces: held.etag().cloned() };
+        let etag = self.etag_from(md5.as_ref()).or_else(|| self.etag_of(checksum.as_ref()));
+        let expected = Expected { size, etag, checksum, replaces: held.etag().cloned() };
         let published = match answer {
             Ok(written) => self.believe(key, &expected, written).await?,
             Err(error) => match self.judge(key, &expected, &error).await? {

@@ -9,8 +9,8 @@ use crate::{
     object::{Attributes, Entry, ObjectInfo, ObjectKey, Tags, VersionId},
     queue::{DeadLetter, Delivery, Depth, Message, Queue, QueueCapability, Receipt},
     scope::TaskScope,
-    sink::{Body, Condition, OpenUpload, Part, PutOptions, Sink, SinkCapability, UploadId, Written},
-    source::{CopyOrigin, Read, ReadOptions, Source, SourceCapability},
+    sink::{Body, Condition, OpenUpload, Part, Placed, PutOptions, Sink, SinkCapability, UploadId, Written},
+    source::{CopyOrigin, Family, Read, ReadOptions, Source, SourceCapability},
     state::{
         Advance, Claim, Committed, Fence, Origin, OutboxPack, PackId, Record, RecordQuery, RecordWrite, Run, RunId, RunState, Shard,
         StateStore,
@@ -437,6 +437,13 @@ impl<T: Index + ?Sized> Index for Chaos<T> {
     fn carries(&self, key: &ObjectKey) -> bool {
         self.inner.carries(key)
     }
+    fn covers(&self, key: &ObjectKey) -> bool {
+        self.inner.covers(key)
+    }
+    async fn find(&self, keys: &[ObjectKey]) -> Result<Vec<Option<Entry>>> {
+        let keys = keys.to_vec();
+        pass!(self, Head, |inner| inner.find(&keys))
+    }
     async fn list(&self, request: &ListRequest) -> Result<ListPage> {
         let request = request.clone();
         pass!(self, List, |inner| inner.list(&request))
@@ -495,7 +502,7 @@ impl<T: Source + ?Sized> Source for Chaos<T> {
         read.body = read.body.map(move |chunk| chunk.map(|c| weather.hold(actor, c))).boxed();
         Ok(read)
     }
-    async fn children(&self, entry: &Entry) -> Result<Vec<Entry>> {
+    async fn children(&self, entry: &Entry) -> Result<Family> {
         let entry = entry.clone();
         pass!(self, Children, |inner| inner.children(&entry))
     }
@@ -520,6 +527,10 @@ impl<T: Sink + ?Sized> Sink for Chaos<T> {
     async fn put(&self, key: &ObjectKey, body: Body, options: &PutOptions) -> Result<Written> {
         let (key, options, body) = (key.clone(), options.clone(), self.weather.sent(body));
         pass!(self, Put, |inner| inner.put(&key, body, &options))
+    }
+    async fn place(&self, key: &ObjectKey, child: &Entry) -> Result<Placed> {
+        let (key, child) = (key.clone(), child.clone());
+        pass!(self, Place, |inner| inner.place(&key, &child))
     }
     async fn delete(&self, key: &ObjectKey, condition: &Condition) -> Result<()> {
         if let Some(watch) = &self.weather.watch {

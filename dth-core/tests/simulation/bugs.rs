@@ -6,7 +6,7 @@ use crate::{
     on_all_cores, on_paused_time, run,
     scenarios::race,
     setting,
-    world::{HOT, Outcome, UNPINNED},
+    world::{HOT, IMAGES, Outcome, UNPINNED},
 };
 use dth_core::proof::{Bug, plant};
 use std::{fmt::Write as _, sync::Mutex};
@@ -24,7 +24,7 @@ fn hunt(bug: Bug, most: u64) -> Option<Found> {
     hunt_among(bug, (from..from + most).map(|seed| (seed - from, seed)), run, "")
         .or_else(|| {
             // Worlds that are one in sixteen of the general mix.
-            [(HOT, " (few keys)"), (UNPINNED, " (reads not pinned)")]
+            [(HOT, " (few keys)"), (UNPINNED, " (reads not pinned)"), (IMAGES, " (images)")]
                 .into_iter()
                 .find_map(|((every, at), how)| hunt_among(bug, (0..most).map(|n| (n, (from + n) * every + at)), run, how))
         })

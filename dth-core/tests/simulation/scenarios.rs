@@ -54,6 +54,7 @@ impl Scenario {
             unpinned: false,
             inside: None,
             giants: None,
+            images: false,
         };
         match self {
             Self::OwnLayout => Options { opaque_sink: true, ..plain },

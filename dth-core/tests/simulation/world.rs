@@ -1,7 +1,7 @@
 //! One schedule: a world, its weather, what happens in it, and what must hold always and at the end.
 
 use dth_core::{
-    checksum::Algorithm,
+    checksum::{Algorithm, Checksum},
     env::{Env, SeededEnv, SharedEnv, random_below},
     finder::{Finder, FinderSettings},
     job::EventSettings,
@@ -30,7 +30,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 /// Kinds that must strike at least once in a run of some hundred schedules.
-pub(crate) const KINDS: [&str; 27] = [
+pub(crate) const KINDS: [&str; 28] = [
     "error before",
     "answer lost",
     "late effect",
@@ -58,6 +58,7 @@ pub(crate) const KINDS: [&str; 27] = [
     "copies inside the store",
     "giants",
     "deletion told",
+    "images",
 ];
 
 pub(crate) const KEYS: [&str; 12] = ["a", "a/b", "ab", "big", "big.bak", "x/../y", "z//", "é\n%2F+", "é\u{301}", "lead", "q r", "🦀"];
@@ -65,6 +66,8 @@ pub(crate) const SIZES: [usize; 12] = [0, 1, 7, 8, 9, 16, 17, 24, 25, 31, 40, 64
 const POISON: [&str; 3] = ["{not json", r#"{"v":99}"#, r#"{"key":"outside/the/task"}"#];
 /// Every so many seeds, from which one on.
 pub(crate) const HOT: (u64, u64) = (16, 14);
+/// The same for images.
+pub(crate) const IMAGES: (u64, u64) = (16, 10);
 /// The same for sources that ignore conditions on reads.
 pub(crate) const UNPINNED: (u64, u64) = (16, 15);
 pub(crate) const WORKERS: u32 = 3;
@@ -120,6 +123,8 @@ pub(crate) struct Options {
     pub(crate) inside: Option<u64>,
     /// The parts of objects of so many bytes are jobs of their own.
     pub(crate) giants: Option<u64>,
+    /// Two registries: objects are roots that name their children, and etags are digests.
+    pub(crate) images: bool,
 }
 
 impl Options {
@@ -151,7 +156,12 @@ impl Options {
             unpinned: seed % UNPINNED.0 == UNPINNED.1,
             inside: (seed % 16 == 4).then_some([16, 16, 64, 0][(seed / 16 % 4) as usize]),
             giants: (seed % 8 == 1 || seed % 16 == 6).then_some(17),
+            images: seed % IMAGES.0 == IMAGES.1,
         };
+        if options.images {
+            (options.opaque_source, options.opaque_sink, options.source_sums, options.sink_sums, options.filled) =
+                (false, false, true, true, false);
+        }
         // Nothing but its version tells what an object of this source is: wrong bits could be seen by nobody, but reads and
         // uploads must still be of one version.
         let only_versions = seed % 8 == 7;
@@ -209,22 +219,44 @@ pub(crate) struct World<'a> {
     keys: KeyMap,
 }
 
+/// Lines of a root that name keys.
+fn named_children(body: &[u8]) -> Vec<ObjectKey> {
+    let text = String::from_utf8_lossy(body);
+    text.lines().filter(|line| line.starts_with("c0/") || line.starts_with("c1/")).map(ObjectKey::from).collect()
+}
+
 impl<'a> World<'a> {
     pub(crate) fn new(env: SharedEnv, options: Options, fabric: &'a dyn Fabric) -> Self {
-        let unpinned = options.unpinned;
+        let (unpinned, images) = (options.unpinned, options.images);
+        let links = images && random_below(&*env, 2) == 0;
         let max_copy = options.inside.unwrap_or(0);
         let store = |name: &str, opaque, sums, bare: bool| {
             let default = MemoryStoreSettings::default();
             MemoryStore::new(MemoryStoreSettings {
                 conditions: !bare,
                 read_conditions: !unpinned,
-                multipart: default.multipart.filter(|_| !bare),
+                multipart: default.multipart.filter(|_| !bare && !images),
+                children: images.then_some(named_children),
+                looked_up: images,
+                links,
                 name: name.into(),
                 page: 3,
                 chunk: 3,
                 max_copy,
-                etag: if opaque { EtagKind::Opaque } else { EtagKind::Md5 },
-                checksums: if sums { &[Algorithm::Md5, Algorithm::Crc64Nvme] } else { &[] },
+                etag: if images {
+                    EtagKind::Digest
+                } else if opaque {
+                    EtagKind::Opaque
+                } else {
+                    EtagKind::Md5
+                },
+                checksums: if images {
+                    &[Algorithm::Sha256]
+                } else if sums {
+                    &[Algorithm::Md5, Algorithm::Crc64Nvme]
+                } else {
+                    &[]
+                },
                 ..default
             })
         };
@@ -269,6 +301,7 @@ impl<'a> World<'a> {
             (o.unpinned, "reads not pinned"),
             (o.inside.is_some(), "copies inside the store"),
             (o.giants.is_some(), "giants"),
+            (o.images, "images"),
         ];
         notes.iter().filter(|(is, _)| *is).for_each(|(_, text)| world.weather.note(text));
         world
@@ -292,18 +325,50 @@ impl<'a> World<'a> {
     }
 
     pub(crate) fn write_source(&self, key: &ObjectKey, size: usize) {
+        let body = self.random_bytes(size);
+        self.write_bytes(key, if self.options.images { self.image(&body) } else { body });
+    }
+
+    fn random_bytes(&self, size: usize) -> Vec<u8> {
         let mut body = vec![0; size];
         for chunk in body.chunks_mut(8) {
             chunk.copy_from_slice(&self.env.random().to_le_bytes()[..chunk.len()]);
         }
-        self.write_bytes(key, body);
+        body
+    }
+
+    /// The bytes of a root, with its children at the source: layers, some of them in a manifest between; some that others share.
+    fn image(&self, body: &[u8]) -> Vec<u8> {
+        let layer = || {
+            let bytes = if self.chance(2) == 0 { vec![self.chance(3) as u8; 20] } else { self.random_bytes(self.size()) };
+            self.child(bytes)
+        };
+        let mut names: Vec<String> = (0..self.chance(3)).map(|_| layer()).collect();
+        if self.chance(3) == 0 {
+            names.push(self.child(layer().into_bytes()));
+        }
+        let unique = body.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+        names.push(format!("#{unique}"));
+        names.join("\n").into_bytes()
+    }
+
+    /// Some content, under one of the keys that it may have.
+    fn child(&self, body: Vec<u8>) -> String {
+        let sum = Checksum::of(Algorithm::Sha256, &[body.clone().into()]).to_hex();
+        let key = ObjectKey::from(format!("c{}/{}", self.chance(2), &sum[..16]));
+        if self.source.get(&key).is_none() {
+            let etag = self.source.insert(key.clone(), body.clone());
+            self.history.lock().unwrap().entry(key.clone()).or_default().push((body, etag));
+        }
+        key.as_str().to_owned()
     }
 
     pub(crate) fn write_bytes(&self, key: &ObjectKey, body: Vec<u8>) {
         let size = body.len();
         // A plain MD5 etag cannot be checked over ranges: where nothing else is offered, `transport only` is the promise.
-        let must = size > if self.options.sink_sums { 24 } else { 8 } && !self.options.source_sums;
-        let etag = if must || (size > 8 && self.chance(2) == 0) {
+        let images = self.options.images;
+        let must = !images && size > if self.options.sink_sums { 24 } else { 8 } && !self.options.source_sums;
+        let etag = if must || (!images && size > 8 && self.chance(2) == 0) {
             self.weather.note("multipart source");
             let part = [5, 8, 9][self.chance(3) as usize];
             self.source.insert_parts(key.clone(), body.clone(), part)
@@ -499,6 +564,7 @@ impl<'a> World<'a> {
         let (source, sink) = (self.source.snapshot(), self.sink.snapshot());
         let mut differing: Vec<_> = source
             .iter()
+            .filter(|(key, _)| key.as_str().starts_with("t/"))
             .filter(|(key, object)| sink.get(&self.keys.to_destination(key)).is_none_or(|d| d.body != object.body))
             .map(|(key, _)| key.clone())
             .collect();
@@ -559,6 +625,8 @@ impl<'a> World<'a> {
         let stood: Mutex<BTreeMap<ObjectKey, Vec<(usize, ETag)>>> = Mutex::default();
         let (keys, source, conditional) = (self.keys.clone(), self.source.clone(), !self.options.bare_sink);
         let weather = Arc::clone(&self.weather);
+        let landed: Mutex<BTreeSet<ObjectKey>> = Mutex::default();
+        let images = self.options.images;
         self.sink.watch(Box::new(move |key, change| {
             weather.tell(|| match change {
                 Change::Published(object) => format!("destination: {key} is now {}", object.etag),
@@ -578,6 +646,13 @@ impl<'a> World<'a> {
                     return;
                 }
             };
+            if images {
+                let mut landed = landed.lock().unwrap();
+                landed.insert(source_key.clone());
+                for child in named_children(&object.body).into_iter().filter(|child| !landed.contains(child)) {
+                    violations.lock().unwrap().push(format!("I11: {key:?} is published before its child {child:?}"));
+                }
+            }
             let history = history.lock().unwrap();
             let versions = history.get(&source_key);
             match versions.and_then(|v| v.iter().rposition(|(body, _)| *body == object.body)) {
@@ -624,8 +699,9 @@ impl<'a> World<'a> {
         if t.listed.objects != t.unchanged.objects + t.queued.objects + skipped || !run.is_settled() {
             self.violation(format!("the ledger does not close: {run:?}"));
         }
-        if t.listed.objects != self.source.snapshot().len() as u64 {
-            self.violation(format!("listed {} of {}", t.listed.objects, self.source.snapshot().len()));
+        let held = self.source.snapshot().keys().filter(|key| key.as_str().starts_with("t/")).count();
+        if t.listed.objects != held as u64 {
+            self.violation(format!("listed {} of {held}", t.listed.objects));
         }
         for earlier in self.state.runs(100).await.unwrap() {
             let t = &earlier.totals;

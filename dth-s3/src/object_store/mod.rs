@@ -160,7 +160,14 @@ impl Index for ObjectStoreAdapter {
     }
 
     fn index_capability(&self) -> IndexCapability {
-        IndexCapability { order: ListOrder::Bytes, start_after: true, page_max: PAGE, etag: EtagKind::Opaque, max_key: 1024 }
+        IndexCapability {
+            order: ListOrder::Bytes,
+            start_after: true,
+            page_max: PAGE,
+            etag: EtagKind::Opaque,
+            max_key: 1024,
+            looked_up: false,
+        }
     }
 
     fn carries(&self, key: &ObjectKey) -> bool {

@@ -131,6 +131,7 @@ impl Fabric for OverHttp {
         // There is no S3 without parts, nor one that lets a wrong Content-MD5 pass.
         options.bare_sink = false;
         options.sink_sums = true;
+        options.images = false;
     }
 
     fn heal(&self) {

@@ -1,0 +1,240 @@
+//! Entries with children: leaves first, each only if the sink lacks it, the entry itself last.
+//!
+//! Children have no jobs of their own: they count with their root. What is content-addressed is brought once in a process,
+//! whoever needs it; the others wait for it, and have it linked.
+
+use super::{Attempt, Journal, Transfer, note, whole};
+use crate::{
+    error::{Error, ErrorKind, Op, Result},
+    job::{Job, Seen},
+    object::{ETag, Entry, EtagKind, ObjectInfo, ObjectKey},
+    proof::{Branch, Bug, reached, wrong},
+    sink::{Condition, Placed},
+    source::Family,
+    state::{Outcome, Verified},
+};
+use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
+use tokio::sync::OwnedMutexGuard;
+
+/// Children of one entry under way at once.
+const AT_ONCE: usize = 8;
+
+/// Deepest nesting: an index of indexes of manifests of layers is four.
+const DEEPEST: usize = 8;
+
+/// What was brought.
+#[derive(Debug, Default)]
+struct Brought {
+    bytes: u64,
+    /// Of those that nothing shows to have been read right.
+    unproven: Option<Verified>,
+    not_carried: Vec<String>,
+}
+
+impl Brought {
+    fn add(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.unproven = self.unproven.or(other.unproven);
+        self.not_carried.extend(other.not_carried);
+    }
+}
+
+impl Transfer {
+    /// One try at an entry with its children.
+    pub(super) async fn with_children(
+        &self,
+        job: &Job,
+        key: &ObjectKey,
+        held: &Condition,
+        journal: &mut Journal<'_>,
+        line: &[ETag],
+    ) -> Result<Attempt> {
+        let asked = Entry { size: job.size, ..Entry::new(job.key.clone(), 0, job.etag.clone()) };
+        let family = self.settings.retry.run(&*self.env, || async {
+            let permit = self.source_limit.acquire().await;
+            note(&permit, self.source.children(&asked).await)
+        });
+        let family = match family.await {
+            Ok(family) => family,
+            // Gone is the entry, or one of its children: only the first ends it.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                match self.settings.retry.run(&*self.env, || self.source.head(&job.key, None)).await {
+                    Ok(_) => {
+                        return Err(Error::new(ErrorKind::Conflict, Op::Children, job.key.to_string()).with_source(error));
+                    }
+                    Err(error) => return self.unreadable(job, error, journal).await.map(|ended| Attempt::Ended(Box::new(ended))),
+                }
+            }
+            Err(error) => return self.unreadable(job, error, journal).await.map(|ended| Attempt::Ended(Box::new(ended))),
+        };
+        if let Some(ended) = self.already_there(job, key, &ObjectInfo::of(family.entry.clone()), held, journal).await? {
+            return Ok(Attempt::Ended(Box::new(ended)));
+        }
+        let brought = if wrong(Bug::ChildrenLast) { Brought::default() } else { self.children_first(&family, line).await? };
+        let Family { entry, .. } = &family;
+        let job = Job { size: entry.size, etag: entry.etag.clone(), ..job.clone() };
+        for name in &brought.not_carried {
+            journal.not_carried(name);
+        }
+        let pinned = entry.etag.as_ref().filter(|_| !wrong(Bug::ChildrenOfAnother));
+        let mut attempt = self.alone(&job, key, held, journal, pinned).await?;
+        if wrong(Bug::ChildrenLast) {
+            self.children_first(&family, line).await?;
+        }
+        if let Attempt::Ended(ended) = &mut attempt {
+            ended.bytes += brought.bytes;
+            if brought.unproven.is_some() && ended.outcome == Outcome::Copied {
+                ended.outcome = Outcome::CopiedTransportOnly;
+                ended.record.verified = brought.unproven;
+            }
+        }
+        Ok(attempt)
+    }
+
+    fn children_first<'a>(&'a self, family: &'a Family, line: &'a [ETag]) -> BoxFuture<'a, Result<Brought>> {
+        Box::pin(async move {
+            let invalid = |why: &str| Error::new(ErrorKind::Invalid, Op::Children, family.entry.key.to_string()).with_source(why);
+            if line.len() >= DEEPEST && !family.children.is_empty() {
+                return Err(invalid("children nest deeper than 8"));
+            }
+            let line: Vec<ETag> = line.iter().chain(family.entry.etag.as_ref()).cloned().collect();
+            let mut waiting = family.children.iter();
+            let mut under_way = FuturesUnordered::new();
+            let (mut brought, mut failed) = (Brought::default(), None);
+            loop {
+                while failed.is_none()
+                    && under_way.len() < AT_ONCE
+                    && let Some(child) = waiting.next()
+                {
+                    under_way.push(self.bring(child, &line));
+                }
+                match under_way.next().await {
+                    Some(Ok(more)) => brought.add(more),
+                    // What is under way is not thrown away.
+                    Some(Err(error)) => failed = failed.or(Some(error)),
+                    None => return failed.map_or(Ok(brought), Err),
+                }
+            }
+        })
+    }
+
+    async fn bring(&self, child: &Entry, line: &[ETag]) -> Result<Brought> {
+        let by_content = self.source.index_capability().etag == EtagKind::Digest;
+        if by_content && child.etag.as_ref().is_some_and(|etag| line.contains(etag)) {
+            return Err(Error::new(ErrorKind::Invalid, Op::Children, child.key.to_string()).with_source("it is among its own children"));
+        }
+        let turn = match child.etag.as_ref().filter(|_| by_content) {
+            Some(etag) => Some(self.flights.turn(etag).await),
+            None => None,
+        };
+        let key = self.keys.to_destination(&child.key);
+        let seen = loop {
+            let placed = self.settings.retry.run(&*self.env, || async {
+                let permit = self.sink_permit().await;
+                note(&permit, self.sink.place(&key, child).await)
+            });
+            match placed.await? {
+                Placed::There => {
+                    reached(Branch::ChildThere);
+                    if let Some(turn) = &turn {
+                        turn.landed();
+                    }
+                    return Ok(Brought::default());
+                }
+                Placed::Absent => break Seen::Absent,
+                Placed::Other(etag) => break Seen::Present(etag),
+                Placed::Unknown => break Seen::Unknown,
+                Placed::Awaited(time) => tokio::time::sleep(time).await,
+            }
+        };
+        let job = Job::copy(child, seen);
+        let mut journal = Journal::detached(&child.key, self.env.now());
+        let ended = match self.copy(&job, &key, &mut journal, line).await.and_then(|work| whole(&job, work)) {
+            Ok(ended) => ended,
+            Err(error) => {
+                self.drop_upload(&job, &mut journal).await?;
+                return Err(error);
+            }
+        };
+        if matches!(ended.outcome, Outcome::Cancelled | Outcome::Skipped(_)) {
+            let why = if ended.outcome == Outcome::Cancelled { "a child is gone" } else { "a child cannot be carried" };
+            return Err(Error::new(ErrorKind::Conflict, Op::Children, child.key.to_string()).with_source(why));
+        }
+        if let Some(turn) = &turn {
+            turn.landed();
+        }
+        let unproven = ended.record.verified.filter(|_| ended.outcome == Outcome::CopiedTransportOnly);
+        Ok(Brought { bytes: ended.bytes, unproven, not_carried: ended.record.not_carried })
+    }
+}
+
+/// Who brings which content: one at a time, until somebody has.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Flights {
+    all: Arc<Mutex<HashMap<ETag, Weak<Flight>>>>,
+}
+
+#[derive(Debug, Default)]
+struct Flight {
+    turn: Arc<tokio::sync::Mutex<()>>,
+    landed: AtomicBool,
+}
+
+/// The right to bring, or, where it has been brought, to have it linked.
+pub(super) struct Turn {
+    flights: Flights,
+    etag: ETag,
+    flight: Option<Arc<Flight>>,
+    _alone: Option<OwnedMutexGuard<()>>,
+}
+
+impl Flights {
+    async fn turn(&self, etag: &ETag) -> Turn {
+        let flight = {
+            let mut all = self.lock();
+            let known = all.get(etag).and_then(Weak::upgrade);
+            known.unwrap_or_else(|| {
+                let flight = Arc::new(Flight::default());
+                all.insert(etag.clone(), Arc::downgrade(&flight));
+                flight
+            })
+        };
+        let mut turn = Turn { flights: self.clone(), etag: etag.clone(), flight: Some(Arc::clone(&flight)), _alone: None };
+        if !flight.landed.load(Relaxed) {
+            let alone = Arc::clone(&flight.turn).lock_owned().await;
+            // Linking needs no turn.
+            turn._alone = Some(alone).filter(|_| !flight.landed.load(Relaxed));
+        }
+        turn
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<ETag, Weak<Flight>>> {
+        self.all.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Turn {
+    fn landed(&self) {
+        if let Some(flight) = &self.flight {
+            flight.landed.store(true, Relaxed);
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut all = self.flights.lock();
+        drop(self.flight.take());
+        // Nobody else waits for it: forgotten.
+        if all.get(&self.etag).is_some_and(|flight| flight.strong_count() == 0) {
+            all.remove(&self.etag);
+        }
+    }
+}
