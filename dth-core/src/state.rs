@@ -636,6 +636,18 @@ pub struct RecordQuery {
 /// were new, which costs a look.
 pub const EVENTS_KNOWN: Duration = Duration::from_secs(3 * 24 * 3600);
 
+/// Something that a backend remembers between runs. A hint: whoever relies on it makes sure first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// What is noted.
+    pub text: String,
+    /// Grows with each write; a write names the version that it replaces, 0 for none.
+    pub version: u64,
+}
+
+/// A note that nobody has written for so long may be forgotten.
+pub const NOTES_KEPT: Duration = Duration::from_secs(90 * 24 * 3600);
+
 /// The memory of one task.
 ///
 /// Each call is atomic and durable when it returns (up to the store's documented power-loss window). A call that fails
@@ -669,6 +681,13 @@ pub trait StateStore: fmt::Debug + Send + Sync + 'static {
 
     /// Forgets the parts of an upload that ended.
     async fn forget_parts(&self, upload: &UploadId) -> Result<()>;
+
+    /// What is noted under a name of at most 200 bytes.
+    async fn note(&self, name: &str) -> Result<Option<Note>>;
+
+    /// Notes something under a name, over the version that it replaces, 0 for none. `false`, and nothing written, where another
+    /// stands there.
+    async fn save_note(&self, name: &str, text: &str, replaces: u64) -> Result<bool>;
 
     /// Begins a run with its first shard. `Conflict` when the id is taken.
     async fn start_run(&self, run: &Run, shards: &[Shard]) -> Result<()>;

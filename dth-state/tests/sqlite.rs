@@ -221,7 +221,7 @@ async fn an_older_file_is_brought_up() {
     drop(file.open());
     let old = rusqlite::Connection::open(&file.0).unwrap();
     old.execute_batch(
-        "DROP INDEX pack_of_event; ALTER TABLE pack DROP COLUMN claimed; DROP INDEX pack_run; ALTER TABLE pack DROP COLUMN run;
+        "DROP TABLE note; DROP INDEX pack_of_event; ALTER TABLE pack DROP COLUMN claimed; DROP INDEX pack_run; ALTER TABLE pack DROP COLUMN run;
          DROP INDEX message_visible; CREATE INDEX message_visible ON message (visible_at);
          INSERT INTO message (body, visible_at) VALUES ('kept', 0);
          PRAGMA user_version = 1;",

@@ -23,6 +23,7 @@ promises! { $ state, StateBench, conformance_state:
     records_are_listed_in_pages
     parts_are_kept_and_forgotten
     the_last_parts_are_known_as_such
+    notes_are_replaced_by_version
     a_run_starts_once
     runs_are_listed_youngest_first
     a_run_moves_from_where_it_is
@@ -273,6 +274,26 @@ pub async fn the_last_parts_are_known_as_such(bench: &StateBench) -> Checked {
         tokio::try_join!(bench.state.parts_complete(&upload, &odd, total), bench.state.parts_complete(&upload, &even, total))?;
     hold!(one || other, "both were told that parts are missing");
     bench.state.forget_parts(&upload).await?;
+    Ok(Verdict::Held)
+}
+
+/// A note comes back as written, and is replaced by those who know it only.
+pub async fn notes_are_replaced_by_version(bench: &StateBench) -> Checked {
+    let (state, name) = (&bench.state, "blob sha256:0123 é");
+    hold!(state.note(name).await?.is_none(), "a note that nobody wrote");
+    hold!(state.save_note(name, "first \"é\"", 0).await?, "the first note is refused");
+    let first = state.note(name).await?;
+    let Some(first) = first.filter(|note| note.text == "first \"é\"" && note.version > 0) else {
+        return Err(Broken("the note is not what was written".into()));
+    };
+    for wrong in [0, first.version + 1] {
+        hold!(!state.save_note(name, "other", wrong).await?, "a note is replaced by version {wrong}, and it has {}", first.version);
+    }
+    hold!(state.save_note(name, "second", first.version).await?, "the next note is refused");
+    let second = state.note(name).await?;
+    hold!(second.as_ref().is_some_and(|n| n.text == "second" && n.version > first.version), "{second:?} after {first:?}");
+    hold!(!state.save_note(name, "late", first.version).await?, "a note is replaced that was not seen");
+    hold!(state.note("blob sha256:0124 é").await?.is_none(), "one note is under two names");
     Ok(Verdict::Held)
 }
 

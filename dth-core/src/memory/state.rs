@@ -6,8 +6,8 @@ use crate::{
     proof::{Bug, wrong},
     sink::{Part, UploadId},
     state::{
-        Advance, Claim, Committed, EVENTS_KNOWN, Fence, JobEnd, Origin, OutboxPack, PackId, Record, RecordQuery, RecordWrite, Run, RunId,
-        RunState, Shard, StateStore, Status, Tally, WriteResult,
+        Advance, Claim, Committed, EVENTS_KNOWN, Fence, JobEnd, Note, Origin, OutboxPack, PackId, Record, RecordQuery, RecordWrite, Run,
+        RunId, RunState, Shard, StateStore, Status, Tally, WriteResult,
     },
 };
 use async_trait::async_trait;
@@ -34,6 +34,7 @@ struct State {
     events: VecDeque<(Instant, PackId)>,
     parts: BTreeMap<UploadId, BTreeMap<u32, Part>>,
     runs: BTreeMap<RunId, RunRow>,
+    notes: BTreeMap<String, Note>,
 }
 
 #[derive(Debug, Default)]
@@ -201,6 +202,19 @@ impl StateStore for MemoryState {
     async fn forget_parts(&self, upload: &UploadId) -> Result<()> {
         self.lock().parts.remove(upload);
         Ok(())
+    }
+
+    async fn note(&self, name: &str) -> Result<Option<Note>> {
+        Ok(self.lock().notes.get(name).cloned())
+    }
+
+    async fn save_note(&self, name: &str, text: &str, replaces: u64) -> Result<bool> {
+        let mut state = self.lock();
+        let stands = state.notes.get(name).map_or(0, |note| note.version);
+        if stands == replaces {
+            state.notes.insert(name.to_owned(), Note { text: text.to_owned(), version: stands + 1 });
+        }
+        Ok(stands == replaces)
     }
 
     async fn start_run(&self, run: &Run, shards: &[Shard]) -> Result<()> {

@@ -12,7 +12,7 @@ use crate::{
     sink::{Body, Condition, OpenUpload, Part, Placed, PutOptions, Sink, SinkCapability, UploadId, Written},
     source::{CopyOrigin, Family, Read, ReadOptions, Source, SourceCapability},
     state::{
-        Advance, Claim, Committed, Fence, Origin, OutboxPack, PackId, Record, RecordQuery, RecordWrite, Run, RunId, RunState, Shard,
+        Advance, Claim, Committed, Fence, Note, Origin, OutboxPack, PackId, Record, RecordQuery, RecordWrite, Run, RunId, RunState, Shard,
         StateStore,
     },
 };
@@ -691,6 +691,14 @@ impl<T: StateStore + ?Sized> StateStore for Chaos<T> {
     async fn forget_parts(&self, upload: &UploadId) -> Result<()> {
         let upload = upload.clone();
         pass!(self, SaveState, |inner| inner.forget_parts(&upload))
+    }
+    async fn note(&self, name: &str) -> Result<Option<Note>> {
+        let name = name.to_owned();
+        pass!(self, LoadState, |inner| inner.note(&name))
+    }
+    async fn save_note(&self, name: &str, text: &str, replaces: u64) -> Result<bool> {
+        let (name, text) = (name.to_owned(), text.to_owned());
+        pass!(self, SaveState, |inner| inner.save_note(&name, &text, replaces))
     }
     async fn start_run(&self, run: &Run, shards: &[Shard]) -> Result<()> {
         let (run, shards) = (run.clone(), shards.to_vec());

@@ -12,7 +12,7 @@ use dth_core::{
     sink::{Body, Condition, OpenUpload, Part, PutOptions, Sink, SinkCapability, UploadId, Written},
     source::{CopyOrigin, Read, ReadOptions, ReadRange, Source, SourceCapability},
     state::{
-        Advance, Claim, Committed, Fence, Origin, OutboxPack, PackId, Record, RecordQuery, RecordWrite, Run, RunId, RunState, Shard,
+        Advance, Claim, Committed, Fence, Note, Origin, OutboxPack, PackId, Record, RecordQuery, RecordWrite, Run, RunId, RunState, Shard,
         StateStore,
     },
 };
@@ -396,6 +396,16 @@ impl StateStore for Saboteur<MemoryState> {
             return Ok(());
         }
         self.inner.forget_parts(upload).await
+    }
+    async fn note(&self, name: &str) -> Result<Option<Note>> {
+        self.inner.note(name).await
+    }
+    async fn save_note(&self, name: &str, text: &str, replaces: u64) -> Result<bool> {
+        if self.breaks("notes_are_replaced_by_version") {
+            let stands = self.inner.note(name).await?.map_or(0, |note| note.version);
+            return self.inner.save_note(name, text, stands).await;
+        }
+        self.inner.save_note(name, text, replaces).await
     }
     async fn start_run(&self, run: &Run, shards: &[Shard]) -> Result<()> {
         match self.inner.start_run(run, shards).await {

@@ -19,8 +19,8 @@ use dth_core::{
     retry::RetryPolicy,
     sink::{Part, UploadId},
     state::{
-        Advance, Claim, Committed, Failure, Fence, Origin, OutboxPack, PackId, Record, RecordQuery, RecordWrite, Run, RunId, RunState,
-        Shard, SourceVersion, StateStore, Status, WriteResult,
+        Advance, Claim, Committed, Failure, Fence, Note, Origin, OutboxPack, PackId, Record, RecordQuery, RecordWrite, Run, RunId,
+        RunState, Shard, SourceVersion, StateStore, Status, WriteResult,
     },
 };
 use jiff::{Timestamp, tz::TimeZone};
@@ -427,6 +427,13 @@ impl StateStore for MirroredState {
     async fn forget_parts(&self, upload: &UploadId) -> Result<()> {
         self.state.forget_parts(upload).await
     }
+    async fn note(&self, name: &str) -> Result<Option<Note>> {
+        self.state.note(name).await
+    }
+    async fn save_note(&self, name: &str, text: &str, replaces: u64) -> Result<bool> {
+        self.state.save_note(name, text, replaces).await
+    }
+
     async fn start_run(&self, run: &Run, shards: &[Shard]) -> Result<()> {
         self.state.start_run(run, shards).await
     }

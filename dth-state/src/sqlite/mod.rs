@@ -23,10 +23,10 @@ use std::{
 use tokio::sync::Notify;
 
 /// Version of the tables, in `PRAGMA user_version`.
-const SCHEMA_VERSION: i64 = 3;
+const SCHEMA_VERSION: i64 = 4;
 
 /// What brings a file of each older version to the next one; a file is brought up when it is opened.
-const MIGRATIONS: [(i64, &str); 2] = [
+const MIGRATIONS: [(i64, &str); 3] = [
     (
         1,
         "ALTER TABLE pack ADD COLUMN run TEXT;
@@ -40,6 +40,16 @@ const MIGRATIONS: [(i64, &str); 2] = [
          -- Packs of files of the first version do not say of which run they are, which may be open.
          UPDATE pack SET claimed = (unixepoch() + 30 * 86400) * 1000;
          CREATE INDEX pack_of_event ON pack (claimed) WHERE run IS NULL;",
+    ),
+    (
+        3,
+        "CREATE TABLE note (
+           name TEXT PRIMARY KEY,
+           text TEXT NOT NULL,
+           version INTEGER NOT NULL,
+           written INTEGER NOT NULL
+         ) STRICT, WITHOUT ROWID;
+         CREATE INDEX note_written ON note (written);",
     ),
 ];
 

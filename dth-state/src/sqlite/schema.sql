@@ -85,3 +85,12 @@ CREATE TABLE outbox (
   held INTEGER NOT NULL,
   PRIMARY KEY (run, pack)
 ) STRICT, WITHOUT ROWID;
+
+-- What a backend remembers between runs.
+CREATE TABLE note (
+  name TEXT PRIMARY KEY,
+  text TEXT NOT NULL,
+  version INTEGER NOT NULL,
+  written INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX note_written ON note (written);

@@ -8,8 +8,8 @@ use dth_core::{
     object::{ETag, ObjectKey},
     sink::{Part, UploadId},
     state::{
-        Advance, Claim, Committed, EVENTS_KNOWN, Fence, JobEnd, Origin, OutboxPack, PackId, Record, RecordQuery, RecordWrite, Run, RunId,
-        RunState, Shard, SourceVersion, StateStore, Tally, WriteResult,
+        Advance, Claim, Committed, EVENTS_KNOWN, Fence, JobEnd, NOTES_KEPT, Note, Origin, OutboxPack, PackId, Record, RecordQuery,
+        RecordWrite, Run, RunId, RunState, Shard, SourceVersion, StateStore, Tally, WriteResult,
     },
 };
 use jiff::Timestamp;
@@ -313,6 +313,33 @@ impl StateStore for Sqlite {
         self.write(Op::SaveState, move |t| {
             t.prepare_cached("DELETE FROM part WHERE upload = ?1")?.execute([upload.as_str()])?;
             Ok(())
+        })
+        .await
+    }
+
+    async fn note(&self, name: &str) -> Result<Option<Note>> {
+        let name = name.to_owned();
+        self.read(Op::LoadState, move |t| {
+            let mut select = t.prepare_cached("SELECT text, version FROM note WHERE name = ?1")?;
+            let note = |row: &Row<'_>| Ok(Note { text: row.get(0)?, version: row.get::<_, i64>(1)? as u64 });
+            Ok(select.query_row([&name], note).optional()?)
+        })
+        .await
+    }
+
+    async fn save_note(&self, name: &str, text: &str, replaces: u64) -> Result<bool> {
+        let (name, text, now) = (name.to_owned(), text.to_owned(), self.now());
+        self.write(Op::SaveState, move |t| {
+            let written = if replaces == 0 {
+                t.prepare_cached("INSERT INTO note (name, text, version, written) VALUES (?1, ?2, 1, ?3) ON CONFLICT DO NOTHING")?
+                    .execute(params![name, text, now])?
+            } else {
+                t.prepare_cached("UPDATE note SET text = ?2, version = version + 1, written = ?3 WHERE name = ?1 AND version = ?4")?
+                    .execute(params![name, text, now, replaces as i64])?
+            };
+            let old = now - NOTES_KEPT.as_millis() as i64;
+            t.prepare_cached("DELETE FROM note WHERE name IN (SELECT name FROM note WHERE written < ?1 LIMIT 16)")?.execute([old])?;
+            Ok(written > 0)
         })
         .await
     }

@@ -6,6 +6,7 @@
 //! | pack: epoch, and a bit for each job that was counted | `TASK#PACK` | `p` |
 //! | part of an upload | `TASK#UPLOAD` | `u#00001` |
 //! | … the numbers of those that are saved, by 256 | `TASK#UPLOAD` | `n#0000` |
+//! | note of a backend | `TASK#NAME` | `note` |
 //! | run | `TASK#RUN` | `run` |
 //! | … its outcomes, counted in one of 16 places | `TASK#RUN` | `c#07` |
 //! | … its shards, with the totals of their pages | `TASK#RUN` | `s#0000000001` |
@@ -44,8 +45,8 @@ use dth_core::{
     object::{ETag, ObjectKey},
     sink::{Part, UploadId},
     state::{
-        Advance, Claim, Committed, Fence, FinderTotals, Origin, OutboxPack, PackId, Record, RecordQuery, RecordWrite, Run, RunId, RunState,
-        Shard, SourceVersion, StateStore, Status,
+        Advance, Claim, Committed, Fence, FinderTotals, NOTES_KEPT, Note, Origin, OutboxPack, PackId, Record, RecordQuery, RecordWrite,
+        Run, RunId, RunState, Shard, SourceVersion, StateStore, Status,
     },
 };
 use flate2::{Compression, read::DeflateDecoder, write::DeflateEncoder};
@@ -609,6 +610,29 @@ impl StateStore for DynamoStore {
     async fn forget_parts(&self, upload: &UploadId) -> Result<()> {
         let items = self.range(&self.pk(upload.as_str()), "n#", "u#~", &Expression::default(), usize::MAX).await?;
         self.write_all(items.iter().map(|item| self.delete_request(only_key(item))).collect::<Result<_>>()?).await
+    }
+
+    async fn note(&self, name: &str) -> Result<Option<Note>> {
+        let items = self.range(&self.pk(name), "note", "note", &Expression::default(), 1).await?;
+        let note = |item: &Item| Ok(Note { text: need_text(item, "note")?.to_owned(), version: need_number(item, "v")? });
+        items.first().map(note).transpose()
+    }
+
+    async fn save_note(&self, name: &str, noted: &str, replaces: u64) -> Result<bool> {
+        let items = || {
+            let mut item = key(self.pk(name), "note");
+            item.insert("note".into(), text(noted));
+            item.insert("v".into(), number(replaces + 1));
+            item.insert("ttl".into(), self.expiry(NOTES_KEPT));
+            let mut still = Expression::default();
+            if replaces == 0 {
+                still.when_missing("v");
+            } else {
+                still.when_equal("v", number(replaces));
+            }
+            Ok(vec![self.put(item, &still)?])
+        };
+        Ok(matches!(self.transact(items).await?, Transacted::Done))
     }
 
     async fn start_run(&self, run: &Run, shards: &[Shard]) -> Result<()> {

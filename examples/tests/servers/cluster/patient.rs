@@ -9,7 +9,7 @@ use dth_core::{
     retry::RetryPolicy,
     sink::{Part, UploadId},
     state::{
-        Advance, Claim, Committed, Fence, Origin, OutboxPack, PackId, Record, RecordQuery, RecordWrite, Run, RunId, RunState, Shard,
+        Advance, Claim, Committed, Fence, Note, Origin, OutboxPack, PackId, Record, RecordQuery, RecordWrite, Run, RunId, RunState, Shard,
         StateStore,
     },
 };
@@ -109,6 +109,12 @@ impl<S: StateStore> StateStore for Patient<S> {
     }
     async fn forget_parts(&self, upload: &UploadId) -> Result<()> {
         again!(self.0.forget_parts(upload))
+    }
+    async fn note(&self, name: &str) -> Result<Option<Note>> {
+        again!(self.0.note(name))
+    }
+    async fn save_note(&self, name: &str, text: &str, replaces: u64) -> Result<bool> {
+        again!(self.0.save_note(name, text, replaces))
     }
     async fn start_run(&self, run: &Run, shards: &[Shard]) -> Result<()> {
         again!(self.0.start_run(run, shards))
