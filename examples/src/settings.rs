@@ -20,10 +20,12 @@ use dth_core::{
     sync::Sync,
     worker::WorkerSettings,
 };
+use dth_ecr::{OciLayout, Registry, RegistryConfig};
 use dth_s3::{LocalDirectory, S3Config, S3Store};
 use dth_state::Sqlite;
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -37,10 +39,22 @@ pub struct Settings {
     pub source: S3Config,
     /// They come from this local directory instead.
     pub source_directory: Option<PathBuf>,
+    /// They are images of this registry.
+    pub source_registry: Option<RegistryConfig>,
+    /// They are images of Amazon ECR; `source_registry`, without `registry`, may select.
+    pub source_ecr: Option<EcrSettings>,
+    /// They are images of this OCI layout.
+    pub source_layout: Option<PathBuf>,
     /// Where they go.
     pub destination: S3Config,
     /// They go to this local directory instead.
     pub destination_directory: Option<PathBuf>,
+    /// They are images, and go to this registry.
+    pub destination_registry: Option<RegistryConfig>,
+    /// They are images, and go to Amazon ECR; `destination_registry`, without `registry`, may rename.
+    pub destination_ecr: Option<EcrSettings>,
+    /// They are images, and go to this OCI layout.
+    pub destination_layout: Option<PathBuf>,
     /// Put before every key, with a slash.
     pub destination_prefix: String,
     /// The SQLite file with queue and state, for workers on one machine; in memory, and forgotten, when there is none.
@@ -57,6 +71,40 @@ pub struct Settings {
     pub worker: WorkerSettings,
     /// For the cost of a plan.
     pub prices: Prices,
+}
+
+/// A registry of Amazon ECR; credentials come from the default chain of the SDKs, or a named profile.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EcrSettings {
+    /// The region; `cn-…` and `us-gov-…` choose their partition.
+    pub region: Option<String>,
+    /// The account, when it is another one than that of the credentials.
+    pub account: Option<String>,
+    /// A profile of the AWS configuration.
+    pub profile: Option<String>,
+    /// Key pair in `{prefix}_ACCESS_KEY_ID`, `{prefix}_SECRET_ACCESS_KEY`, `{prefix}_SESSION_TOKEN` of the environment.
+    pub environment_prefix: Option<String>,
+    /// Another endpoint of ECR's API than Amazon's.
+    pub endpoint: Option<String>,
+    /// Make repositories that do not exist, with these settings.
+    pub create: Option<RepositorySettings>,
+}
+
+/// How a repository of Amazon ECR is made.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RepositorySettings {
+    /// Tags cannot be moved once they are set.
+    pub immutable_tags: bool,
+    /// Images are scanned when they are pushed.
+    pub scan_on_push: bool,
+    /// Encrypt with this key of KMS; `aws/ecr` for that of AWS. Without it, with AES-256.
+    pub kms_key: Option<String>,
+    /// A lifecycle policy as JSON.
+    pub lifecycle_policy: Option<String>,
+    /// Tags of the repository.
+    pub tags: BTreeMap<String, String>,
 }
 
 /// Queue and state in AWS; credentials come from the default chain (environment, profile, container, instance).
@@ -281,7 +329,7 @@ impl Settings {
     /// The task, put together.
     pub async fn task(&self) -> anyhow::Result<Sync> {
         if self.state.is_none() && self.cluster.is_none() {
-            return self.task_without_state().await;
+            return self.task_with(None).await;
         }
         let stores = self.stores().await?;
         self.task_on(&stores).await
@@ -289,11 +337,12 @@ impl Settings {
 
     /// The task, on stores that are open.
     pub async fn task_on(&self, stores: &Stores) -> anyhow::Result<Sync> {
-        Ok(self.task_without_state().await?.with_state(Arc::clone(&stores.queue), Arc::clone(&stores.state)))
+        let task = self.task_with(Some(Arc::clone(&stores.state))).await?;
+        Ok(task.with_state(Arc::clone(&stores.queue), Arc::clone(&stores.state)))
     }
 
-    async fn task_without_state(&self) -> anyhow::Result<Sync> {
-        let task = Sync::new(self.source()?, self.sink()?)
+    async fn task_with(&self, notes: Option<Arc<dyn StateStore>>) -> anyhow::Result<Sync> {
+        let task = Sync::new(self.source().await?, self.sink(notes).await?)
             .with_keys(KeyMap::new(&self.destination_prefix))
             .with_finder(self.finder.clone())
             .with_worker(self.worker.clone())
@@ -305,18 +354,38 @@ impl Settings {
     }
 
     /// The source.
-    pub fn source(&self) -> anyhow::Result<Arc<dyn Source>> {
-        Ok(match one_of("source", &self.source, self.source_directory.as_deref())? {
-            Some(directory) => Arc::new(LocalDirectory::open(directory)?),
-            None => Arc::new(self.source_bucket()?),
+    pub async fn source(&self) -> anyhow::Result<Arc<dyn Source>> {
+        let side = Side {
+            side: "source",
+            bucket: &self.source,
+            directory: self.source_directory.as_deref(),
+            registry: self.source_registry.as_ref(),
+            ecr: self.source_ecr.as_ref(),
+            layout: self.source_layout.as_deref(),
+        };
+        Ok(match side.opened(None).await.context("source")? {
+            Opened::Bucket(store) => store,
+            Opened::Directory(store) => store,
+            Opened::Registry(store) => store,
+            Opened::Layout(store) => store,
         })
     }
 
-    /// The sink.
-    pub fn sink(&self) -> anyhow::Result<Arc<dyn Sink>> {
-        Ok(match one_of("destination", &self.destination, self.destination_directory.as_deref())? {
-            Some(directory) => Arc::new(LocalDirectory::open(directory)?),
-            None => Arc::new(self.destination_bucket()?),
+    /// The sink. A registry notes in `notes` what it will want to know again.
+    pub async fn sink(&self, notes: Option<Arc<dyn StateStore>>) -> anyhow::Result<Arc<dyn Sink>> {
+        let side = Side {
+            side: "destination",
+            bucket: &self.destination,
+            directory: self.destination_directory.as_deref(),
+            registry: self.destination_registry.as_ref(),
+            ecr: self.destination_ecr.as_ref(),
+            layout: self.destination_layout.as_deref(),
+        };
+        Ok(match side.opened(notes).await.context("destination")? {
+            Opened::Bucket(store) => store,
+            Opened::Directory(store) => store,
+            Opened::Registry(store) => store,
+            Opened::Layout(store) => store,
         })
     }
 
@@ -341,9 +410,54 @@ fn without_value(message: &str) -> String {
     message.to_owned()
 }
 
-fn one_of<'a>(side: &str, bucket: &S3Config, directory: Option<&'a Path>) -> anyhow::Result<Option<&'a Path>> {
-    ensure!(directory.is_none() || *bucket == S3Config::default(), "`[{side}]` and `{side}_directory` are both set: leave one of them out");
-    Ok(directory)
+/// What the settings of one side name; one of them at most.
+struct Side<'a> {
+    side: &'static str,
+    bucket: &'a S3Config,
+    directory: Option<&'a Path>,
+    registry: Option<&'a RegistryConfig>,
+    ecr: Option<&'a EcrSettings>,
+    layout: Option<&'a Path>,
+}
+
+/// What a side is.
+enum Opened {
+    Bucket(Arc<S3Store>),
+    Directory(Arc<LocalDirectory>),
+    Registry(Arc<Registry>),
+    Layout(Arc<OciLayout>),
+}
+
+impl Side<'_> {
+    async fn opened(&self, notes: Option<Arc<dyn StateStore>>) -> anyhow::Result<Opened> {
+        let side = self.side;
+        let of_ecr = self.ecr.is_some();
+        let named = [
+            (*self.bucket != S3Config::default(), format!("[{side}]")),
+            (self.directory.is_some(), format!("{side}_directory")),
+            (self.registry.is_some() && !of_ecr, format!("[{side}_registry]")),
+            (of_ecr, format!("[{side}_ecr]")),
+            (self.layout.is_some(), format!("{side}_layout")),
+        ];
+        let set: Vec<&str> = named.iter().filter(|(set, _)| *set).map(|(_, name)| name.as_str()).collect();
+        ensure!(set.len() <= 1, "`{}` are both set: leave one of them out", set.join("` and `"));
+        if let Some(directory) = self.directory {
+            return Ok(Opened::Directory(Arc::new(LocalDirectory::open(directory)?)));
+        }
+        if let Some(layout) = self.layout {
+            return Ok(Opened::Layout(Arc::new(OciLayout::open(layout, "image")?)));
+        }
+        let builder = match (self.ecr, self.registry) {
+            (Some(ecr), config) => aws::ecr(ecr, config.cloned().unwrap_or_default()).await?,
+            (None, Some(config)) => Registry::builder(config.clone()),
+            (None, None) => return Ok(Opened::Bucket(Arc::new(S3Store::new(self.bucket.clone())?))),
+        };
+        let builder = match notes {
+            Some(notes) => builder.with_notes(notes),
+            None => builder,
+        };
+        Ok(Opened::Registry(Arc::new(builder.build()?)))
+    }
 }
 
 #[cfg(test)]

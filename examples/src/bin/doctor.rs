@@ -35,7 +35,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     let args: Args = dth_examples::arguments();
     dth_examples::log();
     let settings = Settings::load(&args.config)?;
-    let (source, sink) = (settings.source()?, settings.sink()?);
+    let (source, sink) = (settings.source().await?, settings.sink(None).await?);
     let mut doctor = Doctor::default();
     for (side, directory) in [("source", &settings.source_directory), ("destination", &settings.destination_directory)] {
         if directory.is_none() {

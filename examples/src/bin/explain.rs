@@ -27,8 +27,8 @@ async fn main() -> anyhow::Result<()> {
     let settings = Settings::load(&args.config)?;
     let key = ObjectKey::new(args.key);
     let there = KeyMap::new(&settings.destination_prefix).to_destination(&key);
-    println!("source       {}", describe(settings.source()?.head(&key, None).await));
-    println!("destination  {}", describe(settings.sink()?.head(&there, None).await));
+    println!("source       {}", describe(settings.source().await?.head(&key, None).await));
+    println!("destination  {}", describe(settings.sink(None).await?.head(&there, None).await));
     match settings.stores_as_they_are().await?.state.records(std::slice::from_ref(&key)).await?.into_iter().flatten().next() {
         Some(record) => println!("record       {}", serde_json::to_string_pretty(&record)?),
         None => println!("record       none: no worker has dealt with this key"),

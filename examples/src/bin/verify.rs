@@ -54,7 +54,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     if args.export.is_some() {
         return Ok(ExitCode::SUCCESS);
     }
-    let (source, sink) = (settings.source()?, settings.sink()?);
+    let (source, sink) = (settings.source().await?, settings.sink(None).await?);
     let mut result = Verification::default();
     for (number, line) in BufReader::new(std::fs::File::open(&path)?).lines().enumerate() {
         let line: Line = serde_json::from_str(&line?).with_context(|| format!("{} line {}", path.display(), number + 1))?;

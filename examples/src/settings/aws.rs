@@ -1,6 +1,6 @@
 //! What the settings name in AWS.
 
-use super::{Cluster, Stores};
+use super::{Cluster, EcrSettings, Stores};
 use anyhow::Context;
 use dth_core::{
     env::SystemEnv,
@@ -9,9 +9,10 @@ use dth_core::{
     notify::Notifier,
     state::StateStore,
 };
+use dth_ecr::{Ecr, EcrConfig, RegistryBuilder, RegistryConfig, RepositorySettings};
 use dth_state::{
     DynamoStore, SqsQueue,
-    aws::{JobTable, SdkConfig, SnsNotifier, aws_config},
+    aws::{Credentials, JobTable, SdkConfig, SnsNotifier, aws_config},
 };
 use std::{sync::Arc, time::Duration};
 
@@ -51,6 +52,36 @@ pub(super) async fn import_job_table(cluster: &Cluster) -> anyhow::Result<Vec<St
 /// A topic of Amazon SNS.
 pub(super) async fn topic(arn: &str, endpoint: Option<&String>, http: &Http) -> Result<Arc<dyn Notifier>> {
     Ok(Arc::new(SnsNotifier::new(&sdk_config(None, endpoint, http).await, arn)?))
+}
+
+/// Amazon ECR, as the registry that `config` selects of, or renames in.
+pub(super) async fn ecr(ecr: &EcrSettings, config: RegistryConfig) -> anyhow::Result<RegistryBuilder> {
+    let http = super::http(&config.proxy, config.ca_file.as_ref())?;
+    let mut loader = aws_config::defaults(aws_config::BehaviorVersion::latest()).http_client(http.for_sdk());
+    if let Some(region) = &ecr.region {
+        loader = loader.region(aws_config::Region::new(region.clone()));
+    }
+    if let Some(endpoint) = &ecr.endpoint {
+        loader = loader.endpoint_url(endpoint);
+    }
+    if let Some(profile) = &ecr.profile {
+        loader = loader.profile_name(profile);
+    }
+    if let Some(prefix) = &ecr.environment_prefix {
+        let read = |name: &str| std::env::var(format!("{prefix}_{name}"));
+        let need = |name: &str| read(name).with_context(|| format!("the environment's {prefix}_{name}"));
+        let pair = Credentials::new(need("ACCESS_KEY_ID")?, need("SECRET_ACCESS_KEY")?, read("SESSION_TOKEN").ok(), None, "environment");
+        loader = loader.credentials_provider(pair);
+    }
+    let create = ecr.create.clone().map(|made| RepositorySettings {
+        immutable_tags: made.immutable_tags,
+        scan_on_push: made.scan_on_push,
+        kms_key: made.kms_key,
+        lifecycle_policy: made.lifecycle_policy,
+        tags: made.tags,
+    });
+    let of = Ecr::new(&loader.load().await, EcrConfig { account: ecr.account.clone(), create });
+    Ok(of.registry(config).await?)
 }
 
 async fn of_table(cluster: &Cluster) -> Result<SdkConfig> {

@@ -371,5 +371,5 @@ async fn directories_go_into_buckets_and_back() {
         assert_eq!(std::fs::read(from.join(name)).unwrap(), std::fs::read(to.join(name)).unwrap(), "{name}");
     }
     let both = dth_examples::Settings { source_directory: Some(from), ..pair.settings.clone() };
-    assert!(both.source().unwrap_err().to_string().contains("leave one of them out"));
+    assert!(format!("{:#}", both.source().await.unwrap_err()).contains("leave one of them out"));
 }

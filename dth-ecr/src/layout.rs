@@ -1,0 +1,413 @@
+//! A directory of images, as the image specification lays it out: what a registry has, on a disk.
+//!
+//! <https://github.com/opencontainers/image-spec/blob/v1.1.1/image-layout.md>
+
+use crate::{
+    key::{ImageKey, is_name, is_tag},
+    manifest::{MAX_MANIFEST, Manifest, OCI_INDEX},
+    registry::{checksum_of, info},
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+use dth_core::{
+    checksum::{Algorithm, Checksum, Digester},
+    error::{Error, ErrorKind, Op, Result},
+    index::{Index, IndexCapability, ListFrom, ListOrder, ListPage, ListRequest},
+    object::{Attributes, ETag, Entry, EtagKind, ObjectInfo, ObjectKey, VersionId},
+    sink::{Body, Condition, Conditions, PutOptions, Sink, SinkCapability, Written},
+    source::{Family, Read, ReadOptions, ReadRange, Source, SourceCapability},
+};
+use futures_util::{StreamExt, stream};
+use serde_json::{Value, json};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    io::SeekFrom,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
+
+/// What names a manifest of the index.
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+/// Bytes read at once.
+const CHUNK: usize = 256 << 10;
+
+/// An OCI image layout. Clones share it; other processes must not write to it at the same time.
+///
+/// A manifest is called by the name that `index.json` gives it: `name:tag` is the key itself; a name that is a tag only is one of
+/// the repository that the layout is opened with. What is written is named by its whole key. Blobs of deleted images stay.
+#[derive(Clone)]
+pub struct OciLayout {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    root: PathBuf,
+    repository: String,
+    writing: tokio::sync::Mutex<()>,
+}
+
+impl fmt::Debug for OciLayout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "OciLayout({})", self.inner.root.display())
+    }
+}
+
+/// A manifest of the index.
+#[derive(Debug, Clone)]
+struct Listed {
+    digest: String,
+    media_type: Option<String>,
+    size: Option<u64>,
+}
+
+impl OciLayout {
+    /// Opens a layout; makes one where the directory is empty or not there. `repository` names what has no name of its own in it.
+    ///
+    /// `Invalid` when the directory holds something else, or the name is not one of a repository.
+    pub fn open(root: impl AsRef<Path>, repository: &str) -> Result<Self> {
+        let root = root.as_ref().to_owned();
+        let invalid = |why: String| Error::new(ErrorKind::Invalid, Op::Configure, root.display().to_string()).with_source(why);
+        if !is_name(repository) {
+            return Err(invalid(format!("`{repository}` is no name of a repository")));
+        }
+        let marker = root.join("oci-layout");
+        match std::fs::read(&marker) {
+            Ok(text) => {
+                let version =
+                    serde_json::from_slice::<Value>(&text).ok().and_then(|v| v.get("imageLayoutVersion")?.as_str().map(str::to_owned));
+                if version.as_deref() != Some("1.0.0") {
+                    return Err(invalid(format!("`oci-layout` names the version {version:?}, and 1.0.0 is known here")));
+                }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let io = |e: std::io::Error| invalid(e.to_string());
+                std::fs::create_dir_all(root.join("blobs/sha256")).map_err(io)?;
+                if std::fs::read_dir(&root).map_err(io)?.count() > 1 {
+                    return Err(invalid("the directory is not empty, and no OCI layout".into()));
+                }
+                std::fs::write(root.join("index.json"), empty_index().to_string()).map_err(io)?;
+                std::fs::write(&marker, r#"{"imageLayoutVersion":"1.0.0"}"#).map_err(io)?;
+            }
+            Err(error) => return Err(invalid(error.to_string())),
+        }
+        Ok(Self { inner: Arc::new(Inner { root, repository: repository.to_owned(), writing: tokio::sync::Mutex::default() }) })
+    }
+
+    fn target(&self, what: impl fmt::Display) -> String {
+        format!("{}: {what}", self.inner.root.display())
+    }
+
+    fn image(&self, key: &ObjectKey, op: Op) -> Result<ImageKey> {
+        let why = "keys of images are name:tag, name@digest and name#digest";
+        ImageKey::parse(key).ok_or_else(|| Error::new(ErrorKind::Unrepresentable, op, key.to_string()).with_source(why))
+    }
+
+    /// The file of a digest; its form was checked, so that it leads nowhere else.
+    fn path(&self, digest: &str) -> PathBuf {
+        let (algorithm, hex) = digest.split_once(':').unwrap_or(("sha256", digest));
+        self.inner.root.join("blobs").join(algorithm).join(hex)
+    }
+
+    fn failed(&self, op: Op, what: &str, error: std::io::Error) -> Error {
+        let kind = match error.kind() {
+            std::io::ErrorKind::NotFound => ErrorKind::NotFound,
+            std::io::ErrorKind::PermissionDenied => ErrorKind::Denied,
+            _ => ErrorKind::Unavailable,
+        };
+        Error::new(kind, op, self.target(what)).with_source(error)
+    }
+
+    async fn index(&self, op: Op) -> Result<Value> {
+        let bytes = tokio::fs::read(self.inner.root.join("index.json")).await.map_err(|e| self.failed(op, "index.json", e))?;
+        serde_json::from_slice(&bytes).map_err(|e| Error::new(ErrorKind::Invalid, op, self.target("index.json")).with_source(e))
+    }
+
+    fn key_of(&self, descriptor: &Value) -> Option<ImageKey> {
+        let digest = descriptor.get("digest")?.as_str()?;
+        let repository = &self.inner.repository;
+        let name = descriptor.pointer(&format!("/annotations/{REF_NAME}")).and_then(Value::as_str);
+        let named = name
+            .and_then(|name| ImageKey::parse(&name.into()).filter(|key| !matches!(key, ImageKey::Blob { .. } | ImageKey::Unlisted { .. })));
+        let tag = name.filter(|name| is_tag(name)).map(|tag| ImageKey::Tag { name: repository.clone(), tag: tag.to_owned() });
+        let plain = format!("{repository}@{digest}");
+        named.or(tag).or_else(|| ImageKey::parse(&plain.into()))
+    }
+
+    async fn listed(&self, op: Op) -> Result<BTreeMap<ObjectKey, Listed>> {
+        let index = self.index(op).await?;
+        let manifests = index.get("manifests").and_then(Value::as_array).cloned().unwrap_or_default();
+        let listed = manifests.iter().filter_map(|descriptor| {
+            let key = self.key_of(descriptor)?;
+            let listed = Listed {
+                digest: descriptor.get("digest")?.as_str().filter(|d| crate::key::is_digest(d))?.to_owned(),
+                media_type: descriptor.get("mediaType").and_then(Value::as_str).map(str::to_owned),
+                size: descriptor.get("size").and_then(Value::as_u64),
+            };
+            Some((key.to_key(), listed))
+        });
+        Ok(listed.collect())
+    }
+
+    /// The digest that a key has now, and its media type where the index tells.
+    async fn digest_of(&self, key: &ObjectKey, image: &ImageKey, op: Op) -> Result<(String, Option<String>)> {
+        if let Some(digest) = image.digest() {
+            return Ok((digest.to_owned(), None));
+        }
+        let listed = self.listed(op).await?.remove(key);
+        let listed = listed.ok_or_else(|| Error::new(ErrorKind::NotFound, op, self.target(key)))?;
+        Ok((listed.digest, listed.media_type))
+    }
+
+    async fn manifest(&self, digest: &str, media_type: Option<&str>, op: Op) -> Result<Manifest> {
+        let path = self.path(digest);
+        let len = tokio::fs::metadata(&path).await.map_err(|e| self.failed(op, digest, e))?.len();
+        if len > MAX_MANIFEST {
+            let why = format!("a manifest has at most {MAX_MANIFEST} bytes");
+            return Err(Error::new(ErrorKind::Invalid, op, self.target(digest)).with_source(why));
+        }
+        let bytes = tokio::fs::read(&path).await.map_err(|e| self.failed(op, digest, e))?;
+        Manifest::new(bytes.into(), media_type, Some(digest), &self.target(digest))
+    }
+
+    /// Writes the file of a digest: whole and checked, or not at all.
+    async fn write(&self, digest: &str, body: Body) -> Result<()> {
+        let path = self.path(digest);
+        let folder = path.parent().map(Path::to_owned).unwrap_or_default();
+        let io = |e: std::io::Error| self.failed(Op::Put, digest, e);
+        tokio::fs::create_dir_all(&folder).await.map_err(io)?;
+        let temporary = tempfile::Builder::new().prefix(".dth-").tempfile_in(&folder).map_err(io)?;
+        let mut file = tokio::fs::File::from_std(temporary.reopen().map_err(io)?);
+        let mut digester = digest.starts_with("sha256:").then(|| Digester::new(Algorithm::Sha256));
+        let len = body.len();
+        let mut chunks = match body {
+            Body::Bytes(chunks) => stream::iter(chunks.into_iter().map(Ok)).boxed(),
+            Body::Stream { stream, .. } => stream,
+        };
+        let mut at = 0;
+        while let Some(chunk) = chunks.next().await {
+            let chunk: Bytes = chunk?;
+            at += chunk.len() as u64;
+            if let Some(digester) = &mut digester {
+                digester.update(&chunk);
+            }
+            file.write_all(&chunk).await.map_err(io)?;
+        }
+        let made: Option<Checksum> = digester.map(Digester::finish);
+        if at != len || (made.is_some() && made != checksum_of(digest)) {
+            let why = format!("{at} of {len} bytes came, with the digest {made:?}");
+            return Err(Error::new(ErrorKind::Corrupt, Op::Put, self.target(digest)).with_source(why));
+        }
+        file.sync_all().await.map_err(io)?;
+        drop(file);
+        temporary.persist(&path).map_err(|e| self.failed(Op::Put, digest, e.error))?;
+        // So that the name is as durable as the bytes.
+        tokio::fs::File::open(&folder).await.map_err(io)?.sync_all().await.map_err(io)
+    }
+
+    /// Changes the index: whole, or not at all.
+    async fn change(&self, op: Op, change: impl FnOnce(&mut Vec<Value>) + Send) -> Result<()> {
+        let _alone = self.inner.writing.lock().await;
+        let mut index = self.index(op).await?;
+        if !index.get("manifests").is_some_and(Value::is_array) {
+            index = empty_index();
+        }
+        if let Some(manifests) = index.get_mut("manifests").and_then(Value::as_array_mut) {
+            change(manifests);
+        }
+        let root = self.inner.root.clone();
+        let text = index.to_string();
+        let written = tokio::task::spawn_blocking(move || {
+            let mut temporary = tempfile::Builder::new().prefix(".dth-").tempfile_in(&root)?;
+            std::io::Write::write_all(&mut temporary, text.as_bytes())?;
+            temporary.as_file().sync_all()?;
+            temporary.persist(root.join("index.json")).map_err(|e| e.error)?;
+            std::fs::File::open(&root)?.sync_all()
+        });
+        match written.await {
+            Ok(written) => written.map_err(|e| self.failed(op, "index.json", e)),
+            Err(error) => Err(Error::new(ErrorKind::Internal, op, self.target("index.json")).with_source(error)),
+        }
+    }
+}
+
+fn empty_index() -> Value {
+    json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [] })
+}
+
+#[async_trait]
+impl Index for OciLayout {
+    fn name(&self) -> String {
+        format!("layout {}", self.inner.root.display())
+    }
+
+    fn index_capability(&self) -> IndexCapability {
+        IndexCapability {
+            order: ListOrder::Bytes,
+            start_after: true,
+            page_max: 1000,
+            etag: EtagKind::Digest,
+            max_key: 255 + 1 + 7 + 128,
+            looked_up: true,
+        }
+    }
+
+    fn carries(&self, key: &ObjectKey) -> bool {
+        ImageKey::parse(key).is_some()
+    }
+
+    async fn list(&self, request: &ListRequest) -> Result<ListPage> {
+        let after = match &request.from {
+            ListFrom::Beginning => None,
+            ListFrom::After(key) => Some(key.clone()),
+            ListFrom::Token(token) => Some(ObjectKey::new(token.clone())),
+        };
+        let max = request.max.unwrap_or(1000).clamp(1, 1000) as usize;
+        let listed = self.listed(Op::List).await?.into_iter();
+        let wanted = listed.filter(|(key, _)| key.as_str().starts_with(&request.prefix) && after.as_ref().is_none_or(|after| key > after));
+        let mut entries: Vec<Entry> = wanted
+            .take(max + 1)
+            .map(|(key, listed)| Entry { size: listed.size, ..Entry::new(key, 0, Some(ETag::new(&listed.digest))) })
+            .collect();
+        let more = entries.len() > max;
+        entries.truncate(max);
+        let next = entries.last().filter(|_| more).map(|entry| entry.key.as_str().to_owned());
+        Ok(ListPage { entries, next })
+    }
+
+    async fn head(&self, key: &ObjectKey, _: Option<&VersionId>) -> Result<ObjectInfo> {
+        let image = self.image(key, Op::Head)?;
+        let (digest, media_type) = self.digest_of(key, &image, Op::Head).await?;
+        let size = tokio::fs::metadata(self.path(&digest)).await.map_err(|e| self.failed(Op::Head, key.as_str(), e))?.len();
+        Ok(info(key, &digest, Some(size), media_type))
+    }
+}
+
+#[async_trait]
+impl Source for OciLayout {
+    fn source_capability(&self) -> SourceCapability {
+        SourceCapability {
+            conditional_read: true,
+            ranged: true,
+            first_part: false,
+            checksums: &[Algorithm::Sha256],
+            tags: false,
+            children: true,
+        }
+    }
+
+    async fn read(&self, key: &ObjectKey, options: &ReadOptions) -> Result<Read> {
+        let image = self.image(key, Op::Read)?;
+        let (mut digest, mut media_type) = self.digest_of(key, &image, Op::Read).await?;
+        if let Some(pinned) = options.if_match.as_ref().filter(|pinned| pinned.as_str() != digest) {
+            // A tag that moved: the bytes of what it was are still there.
+            if image.digest().is_some() || !crate::key::is_digest(pinned.as_str()) {
+                return Err(Error::new(ErrorKind::Precondition, Op::Read, self.target(key)));
+            }
+            (digest, media_type) = (pinned.as_str().to_owned(), None);
+        }
+        if !matches!(image, ImageKey::Blob { .. }) && media_type.is_none() {
+            media_type = Some(self.manifest(&digest, None, Op::Read).await?.media_type);
+        }
+        let failed = |e| self.failed(Op::Read, key.as_str(), e);
+        let mut file = tokio::fs::File::open(self.path(&digest)).await.map_err(failed)?;
+        let size = file.metadata().await.map_err(failed)?.len();
+        let range = match &options.range {
+            ReadRange::Bytes(range) if range.end <= size && range.start < range.end => range.clone(),
+            ReadRange::Bytes(range) => {
+                return Err(Error::new(ErrorKind::Corrupt, Op::Read, self.target(key)).with_source(format!("bytes {range:?} of {size}")));
+            }
+            ReadRange::Full | ReadRange::FirstPart => 0..size,
+        };
+        file.seek(SeekFrom::Start(range.start)).await.map_err(failed)?;
+        let target = self.target(key);
+        let body = stream::try_unfold((file, range.end - range.start), move |(mut file, left)| {
+            let target = target.clone();
+            async move {
+                let broken = |why: String| Error::new(ErrorKind::Unavailable, Op::Read, &*target).with_source(why);
+                if left == 0 {
+                    return Ok(None);
+                }
+                let mut chunk = bytes::BytesMut::with_capacity(CHUNK.min(left as usize));
+                let read = (&mut file).take(left).read_buf(&mut chunk).await.map_err(|e| broken(e.to_string()))?;
+                if read == 0 {
+                    return Err(broken("the file became shorter".into()));
+                }
+                Ok(Some((chunk.freeze(), (file, left - read as u64))))
+            }
+        });
+        Ok(Read { info: info(key, &digest, Some(size), media_type), range, body: body.boxed() })
+    }
+
+    async fn children(&self, entry: &Entry) -> Result<Family> {
+        let (key, image) = (&entry.key, self.image(&entry.key, Op::Children)?);
+        let (digest, media_type) = self.digest_of(key, &image, Op::Children).await?;
+        if matches!(image, ImageKey::Blob { .. }) {
+            return Ok(Family { entry: Entry { etag: Some(ETag::new(&digest)), ..entry.clone() }, children: Vec::new() });
+        }
+        let manifest = self.manifest(&digest, media_type.as_deref(), Op::Children).await?;
+        let entry = Entry::new(key.clone(), manifest.bytes.len() as u64, Some(ETag::new(&digest)));
+        Ok(Family { entry, children: crate::manifest::entries(image.name(), manifest.children()?) })
+    }
+}
+
+#[async_trait]
+impl Sink for OciLayout {
+    fn sink_capability(&self) -> SinkCapability {
+        SinkCapability {
+            max_put: u64::MAX,
+            max_object: u64::MAX,
+            stream_window: 2 << 20,
+            multipart: None,
+            conditions: Conditions { publish: false, delete: false },
+            verifies: &[],
+            tags: false,
+            tags_follow: false,
+            max_copy: None,
+        }
+    }
+
+    fn not_carried(&self, attributes: &Attributes) -> Vec<String> {
+        attributes.names().into_iter().filter(|name| name != "content-type").collect()
+    }
+
+    async fn put(&self, key: &ObjectKey, body: Body, options: &PutOptions) -> Result<Written> {
+        let image = self.image(key, Op::Put)?;
+        if let ImageKey::Blob { digest, .. } = &image {
+            self.write(digest, body).await?;
+            return Ok(Written { etag: Some(ETag::new(digest)), checksum: checksum_of(digest), ..Written::default() });
+        }
+        let bytes = crate::manifest::gather(body, &self.target(key)).await?;
+        let manifest = Manifest::new(bytes, options.attributes.content_type.as_deref(), image.digest(), &self.target(key))
+            .map_err(|e| Error::new(ErrorKind::Invalid, Op::Put, self.target(key)).with_source(e))?;
+        // What is signed has the digest of its payload: there is no file for it in a layout.
+        if crate::manifest::digest_of(&manifest.bytes) != manifest.digest {
+            let why = "a signed manifest of schema 1 cannot lie in an OCI layout";
+            return Err(Error::new(ErrorKind::Unrepresentable, Op::Put, self.target(key)).with_source(why));
+        }
+        self.write(&manifest.digest, Body::Bytes(vec![manifest.bytes.clone()])).await?;
+        // What refers to another is found by the index, too; a child is found by its parent.
+        let tagged = matches!(image, ImageKey::Tag { .. });
+        if tagged || manifest.subject().is_some() {
+            let mut descriptor = manifest.as_referrer()?;
+            if tagged {
+                descriptor["annotations"] = json!({ REF_NAME: key.as_str() });
+            } else {
+                descriptor["annotations"][REF_NAME] = json!(key.as_str());
+            }
+            self.change(Op::Put, |manifests| {
+                manifests.retain(|other| self.key_of(other).is_none_or(|other| other != image));
+                manifests.push(descriptor);
+            })
+            .await?;
+        }
+        Ok(Written { etag: Some(ETag::new(&manifest.digest)), checksum: checksum_of(&manifest.digest), ..Written::default() })
+    }
+
+    async fn delete(&self, key: &ObjectKey, _: &Condition) -> Result<()> {
+        let image = self.image(key, Op::Delete)?;
+        self.change(Op::Delete, |manifests| manifests.retain(|other| self.key_of(other).is_none_or(|other| other != image))).await
+    }
+}

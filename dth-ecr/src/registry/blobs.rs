@@ -1,0 +1,241 @@
+//! What is known of the blobs of a destination: which repositories have them, who is sending them, and uploads that were begun.
+
+use dth_core::{
+    env::{SharedEnv, random_id},
+    error::Result,
+    state::StateStore,
+};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    fmt,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+/// Blobs that are remembered in this process; of older ones the notes, or a look, tell.
+const REMEMBERED: usize = 100_000;
+
+/// For so long a worker that sends a blob keeps others from sending it; sending for longer, it says so again.
+pub(super) const CLAIM: Duration = Duration::from_secs(60);
+
+/// Those who wait ask again after this time.
+pub(super) const AGAIN: Duration = Duration::from_secs(1);
+
+/// What is noted of a blob between workers and runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+struct Noted {
+    /// A repository that had it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    at: Option<String>,
+    /// The worker that sends it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    by: Option<String>,
+    /// Until when nobody else should.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    until: Option<Timestamp>,
+}
+
+#[derive(Default)]
+struct Known {
+    /// Of each digest, the repositories that have it.
+    at: HashMap<String, HashSet<String>>,
+    order: VecDeque<String>,
+    /// Where uploads that were begun by a link that failed go on.
+    begun: HashMap<(String, String), String>,
+    /// Notes of claims, with the version that they have.
+    claims: HashMap<String, u64>,
+}
+
+pub(super) struct Blobs {
+    registry: String,
+    worker: String,
+    notes: Option<Arc<dyn StateStore>>,
+    env: SharedEnv,
+    known: Mutex<Known>,
+}
+
+impl fmt::Debug for Blobs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Blobs")
+    }
+}
+
+/// Whether to send a blob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// Yes, unless it is at this repository, from which it may be linked.
+    Ours(Option<String>),
+    /// Another worker is sending it.
+    Theirs,
+}
+
+impl Blobs {
+    pub(super) fn new(registry: &str, notes: Option<Arc<dyn StateStore>>, env: SharedEnv) -> Self {
+        Self { registry: registry.to_owned(), worker: random_id(&*env)[..16].to_owned(), notes, env, known: Mutex::default() }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Whether this process has seen a blob in a repository.
+    pub(super) fn is_at(&self, name: &str, digest: &str) -> bool {
+        self.lock().at.get(digest).is_some_and(|names| names.contains(name))
+    }
+
+    /// A repository in which this process has seen it.
+    pub(super) fn elsewhere(&self, digest: &str) -> Option<String> {
+        self.lock().at.get(digest)?.iter().min().cloned()
+    }
+
+    /// A blob is in a repository.
+    pub(super) fn seen(&self, name: &str, digest: &str) {
+        let mut known = self.lock();
+        if !known.at.contains_key(digest) {
+            known.order.push_back(digest.to_owned());
+            if known.order.len() > REMEMBERED
+                && let Some(oldest) = known.order.pop_front()
+            {
+                known.at.remove(&oldest);
+            }
+        }
+        known.at.entry(digest.to_owned()).or_default().insert(name.to_owned());
+    }
+
+    /// The registry says that what was seen is not there any more.
+    pub(super) fn forget(&self, name: &str) {
+        self.lock().at.values_mut().for_each(|names| {
+            names.remove(name);
+        });
+    }
+
+    /// An upload goes on at this location.
+    pub(super) fn begun(&self, name: &str, digest: &str, location: String) {
+        self.lock().begun.insert((name.to_owned(), digest.to_owned()), location);
+    }
+
+    pub(super) fn take_begun(&self, name: &str, digest: &str) -> Option<String> {
+        self.lock().begun.remove(&(name.to_owned(), digest.to_owned()))
+    }
+
+    fn note_of(&self, digest: &str) -> String {
+        format!("blob {} {digest}", self.registry)
+    }
+
+    /// A repository that is noted to have it.
+    pub(super) async fn noted_at(&self, digest: &str) -> Result<Option<String>> {
+        let Some(notes) = &self.notes else { return Ok(None) };
+        let note = notes.note(&self.note_of(digest)).await?;
+        Ok(note.and_then(|n| serde_json::from_str::<Noted>(&n.text).ok()).and_then(|noted| noted.at))
+    }
+
+    /// Claims a blob for this worker, unless another one is sending it.
+    pub(super) async fn claim(&self, digest: &str) -> Result<Turn> {
+        let Some(notes) = &self.notes else { return Ok(Turn::Ours(None)) };
+        let name = self.note_of(digest);
+        let note = notes.note(&name).await?;
+        let noted: Noted = note.as_ref().and_then(|n| serde_json::from_str(&n.text).ok()).unwrap_or_default();
+        let now = self.env.now();
+        if noted.at.is_some() {
+            return Ok(Turn::Ours(noted.at));
+        }
+        let others = noted.by.as_ref().is_some_and(|by| *by != self.worker);
+        if others && noted.until.is_some_and(|until| until > now && until <= now + 2 * CLAIM) {
+            return Ok(Turn::Theirs);
+        }
+        let version = note.map_or(0, |n| n.version);
+        let claimed = notes.save_note(&name, &self.claim_text(now), version).await?;
+        if !claimed {
+            // Somebody was faster; or it was we, and the answer was lost: the next look tells.
+            return Ok(Turn::Theirs);
+        }
+        self.lock().claims.insert(digest.to_owned(), version + 1);
+        Ok(Turn::Ours(None))
+    }
+
+    fn claim_text(&self, now: Timestamp) -> String {
+        let noted = Noted { at: None, by: Some(self.worker.clone()), until: Some(now + CLAIM) };
+        serde_json::to_string(&noted).expect("plain data")
+    }
+
+    /// Says again that this worker is sending a blob. What fails costs nothing but that another may send it, too.
+    pub(super) async fn claim_again(&self, digest: &str) {
+        let (Some(notes), Some(version)) = (&self.notes, self.lock().claims.get(digest).copied()) else { return };
+        if let Ok(true) = notes.save_note(&self.note_of(digest), &self.claim_text(self.env.now()), version).await {
+            self.lock().claims.insert(digest.to_owned(), version + 1);
+        }
+    }
+
+    /// A blob has been sent, or found: noted for the others.
+    pub(super) async fn landed(&self, name: &str, digest: &str) {
+        self.seen(name, digest);
+        let Some(notes) = &self.notes else { return };
+        let claimed = self.lock().claims.remove(digest);
+        let text = serde_json::to_string(&Noted { at: Some(name.to_owned()), ..Noted::default() }).expect("plain data");
+        let note = self.note_of(digest);
+        let written = async {
+            let version = match claimed {
+                Some(version) => version,
+                None => notes.note(&note).await?.map_or(0, |n| n.version),
+            };
+            notes.save_note(&note, &text, version).await
+        };
+        // A hint that is lost is a link that is not tried.
+        if let Err(error) = written.await {
+            tracing::debug!(digest, error = %error.chain(), "not noted");
+        }
+    }
+
+    /// A blob was not sent after all: others need not wait for it. `wrong` takes a note back that did not lead anywhere.
+    pub(super) async fn given_up(&self, digest: &str, wrong: bool) {
+        let Some(notes) = &self.notes else { return };
+        let claimed = self.lock().claims.remove(digest);
+        let note = self.note_of(digest);
+        let version = match claimed {
+            Some(version) => Some(version),
+            None if wrong => notes.note(&note).await.ok().flatten().map(|n| n.version),
+            None => None,
+        };
+        if let Some(version) = version
+            && let Err(error) = notes.save_note(&note, "{}", version).await
+        {
+            tracing::debug!(digest, error = %error.chain(), "others wait until the claim ends");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dth_core::{env::SeededEnv, memory::MemoryState};
+
+    /// Between workers, a blob is sent by one, and linked by the others; one that died keeps nobody for ever.
+    #[tokio::test(start_paused = true)]
+    async fn a_blob_is_claimed_by_one_worker() {
+        let state: Arc<dyn StateStore> = Arc::new(MemoryState::new());
+        let worker = |seed| Blobs::new("r", Some(Arc::clone(&state)), Arc::new(SeededEnv::new(seed)));
+        let (one, two) = (worker(1), worker(2));
+        assert_eq!(one.claim("sha256:a").await.unwrap(), Turn::Ours(None));
+        assert_eq!(one.claim("sha256:a").await.unwrap(), Turn::Ours(None), "its own");
+        assert_eq!(two.claim("sha256:a").await.unwrap(), Turn::Theirs);
+        one.landed("app", "sha256:a").await;
+        assert_eq!(two.claim("sha256:a").await.unwrap(), Turn::Ours(Some("app".into())));
+        // Given up: free at once. Silent: free after a while.
+        assert_eq!(one.claim("sha256:b").await.unwrap(), Turn::Ours(None));
+        one.given_up("sha256:b", false).await;
+        assert_eq!(two.claim("sha256:b").await.unwrap(), Turn::Ours(None));
+        assert_eq!(one.claim("sha256:b").await.unwrap(), Turn::Theirs);
+        tokio::time::sleep(CLAIM / 2).await;
+        two.claim_again("sha256:b").await;
+        tokio::time::sleep(CLAIM - Duration::from_secs(5)).await;
+        assert_eq!(one.claim("sha256:b").await.unwrap(), Turn::Theirs, "it said so again");
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(one.claim("sha256:b").await.unwrap(), Turn::Ours(None));
+        // A note that leads nowhere is taken back.
+        one.given_up("sha256:a", true).await;
+        assert_eq!(two.claim("sha256:a").await.unwrap(), Turn::Ours(None));
+    }
+}

@@ -1,0 +1,445 @@
+//! Listing and looking.
+
+use super::{Registry, source::info};
+use crate::{
+    key::{ImageKey, is_digest, is_name, is_tag},
+    manifest::{ACCEPT, OCI_INDEX, is_index},
+    wire::{Action, Call, Scope},
+};
+use async_trait::async_trait;
+use dth_core::{
+    error::{Error, ErrorKind, Op, Result},
+    index::{Index, IndexCapability, ListFrom, ListOrder, ListPage, ListRequest},
+    object::{ETag, Entry, EtagKind, ObjectInfo, ObjectKey, VersionId},
+};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use http::{Method, header};
+use serde::Deserialize;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// Most bytes of a page of a list.
+const MAX_PAGE: u64 = 32 << 20;
+/// Entries asked for in a page of repositories or tags.
+const PAGE: usize = 1000;
+/// Pages of one list, before a registry is taken to go round in circles.
+const MAX_PAGES: usize = 100_000;
+/// Repositories, and looks, that are asked for at once.
+const AT_ONCE: usize = 16;
+/// For so long what is known of a registry's repositories is not asked again.
+const KNOWN: Duration = Duration::from_secs(600);
+
+#[derive(Deserialize)]
+struct Catalog {
+    repositories: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+struct TagList {
+    tags: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+struct Referrers {
+    manifests: Vec<Referrer>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Referrer {
+    media_type: String,
+    digest: String,
+}
+
+/// What is known of which repositories there are.
+#[derive(Debug, Default)]
+pub(super) struct Repositories {
+    /// All of them, by the listing under way.
+    listed: Mutex<Option<Arc<Vec<String>>>>,
+    /// Those that were made, or found, by this process.
+    pub(super) ensured: tokio::sync::Mutex<HashSet<String>>,
+    /// Those that are there, where that is known.
+    present: tokio::sync::Mutex<Option<(Instant, Option<Arc<HashSet<String>>>)>>,
+}
+
+#[async_trait]
+impl Index for Registry {
+    fn name(&self) -> String {
+        format!("registry {}", self.inner.config.registry)
+    }
+
+    fn index_capability(&self) -> IndexCapability {
+        IndexCapability {
+            order: ListOrder::Bytes,
+            start_after: true,
+            page_max: PAGE as u32,
+            etag: EtagKind::Digest,
+            // A name, and the longest of a digest's forms.
+            max_key: 255 + 1 + 7 + 128,
+            looked_up: true,
+        }
+    }
+
+    fn carries(&self, key: &ObjectKey) -> bool {
+        self.carries_key(key)
+    }
+
+    fn covers(&self, key: &ObjectKey) -> bool {
+        ImageKey::parse(key).is_some_and(|image| self.inner.selected.covers(&image))
+    }
+
+    async fn list(&self, request: &ListRequest) -> Result<ListPage> {
+        let after = match &request.from {
+            ListFrom::Beginning => None,
+            ListFrom::After(key) => Some(key.as_str().to_owned()),
+            ListFrom::Token(token) => Some(token.clone()),
+        };
+        let names = self.names(after.is_none()).await?;
+        let prefix = request.prefix.as_str();
+        // Keys of a repository begin with its name; what lies before `after` is over.
+        let fits = |name: &str| name.starts_with(prefix) || prefix.starts_with(name);
+        let open = |name: &str| after.as_ref().is_none_or(|after| format!("{name}@~") > *after);
+        let names: Vec<String> = names.iter().filter(|name| fits(name) && open(name)).cloned().collect();
+        let mut names = names.into_iter().peekable();
+        let max = request.max.map_or(PAGE, |max| max as usize).clamp(1, PAGE);
+        let mut entries: Vec<Entry> = Vec::new();
+        while entries.len() <= max && names.peek().is_some() {
+            let batch: Vec<String> = names.by_ref().take(AT_ONCE).collect();
+            let found: Vec<Vec<Entry>> = stream::iter(batch).map(|name| self.entries_of(name)).buffered(AT_ONCE).try_collect().await?;
+            let wanted =
+                |entry: &Entry| entry.key.as_str().starts_with(prefix) && after.as_ref().is_none_or(|after| *entry.key.as_str() > **after);
+            entries.extend(found.into_iter().flatten().filter(wanted));
+            // A page that took many requests is given out, so that its position is kept.
+            if !entries.is_empty() && self.inner.selected.asks_for_repositories() {
+                break;
+            }
+        }
+        let more = entries.len() > max || names.peek().is_some();
+        entries.truncate(max);
+        let next = entries.last().filter(|_| more).map(|entry| entry.key.as_str().to_owned());
+        Ok(ListPage { entries, next })
+    }
+
+    async fn head(&self, key: &ObjectKey, _: Option<&VersionId>) -> Result<ObjectInfo> {
+        let image = self.image(key, Op::Head)?;
+        self.look(key, &image).await
+    }
+
+    async fn find(&self, keys: &[ObjectKey]) -> Result<Vec<Option<Entry>>> {
+        let look = |key: ObjectKey| async move {
+            let Some(image) = ImageKey::parse(&key).filter(|_| self.carries_key(&key)) else { return Ok(None) };
+            let image = image.clone().renamed(self.inner.config.rename(image.name()));
+            if self.is_new(image.name()).await? {
+                return Ok(None);
+            }
+            match self.look(&key, &image).await {
+                Ok(info) => Ok(Some(info.entry)),
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(error),
+            }
+        };
+        stream::iter(keys.to_vec()).map(look).buffered(AT_ONCE).try_collect().await
+    }
+}
+
+impl Registry {
+    /// One request for what is known of an image.
+    pub(super) async fn look(&self, key: &ObjectKey, image: &ImageKey) -> Result<ObjectInfo> {
+        let scope = Scope::Pull(image.name().to_owned());
+        if let ImageKey::Blob { digest, .. } = image {
+            let answer = self.inner.wire.send(self.call(Op::Head, Action::Look, Method::HEAD, image, scope)).await?;
+            return Ok(info(key, digest, answer.length(), None));
+        }
+        if matches!(image, ImageKey::Unlisted { .. }) {
+            return Err(Error::new(ErrorKind::NotFound, Op::Head, self.target(image)));
+        }
+        let mut told = None;
+        if self.inner.selected.platforms.is_empty() {
+            let call = self.call(Op::Head, Action::Look, Method::HEAD, image, scope).header(header::ACCEPT, ACCEPT)?;
+            let answer = self.inner.wire.send(call).await?;
+            let digest = answer.text("docker-content-digest").filter(|digest| is_digest(digest)).map(str::to_owned);
+            told = digest.map(|digest| (digest, answer.length(), answer.text("content-type").map(str::to_owned)));
+        }
+        match told {
+            Some((digest, size, media_type)) if image.digest().is_none_or(|own| own == digest) => Ok(info(key, &digest, size, media_type)),
+            // A registry that does not tell digests, or platforms that change it: the manifest itself tells.
+            _ => {
+                let manifest = self.manifest(image, None, Op::Head).await?;
+                Ok(info(key, &manifest.digest, Some(manifest.bytes.len() as u64), Some(manifest.media_type)))
+            }
+        }
+    }
+
+    /// The repositories that may hold what is selected, in the order of their keys.
+    async fn names(&self, anew: bool) -> Result<Arc<Vec<String>>> {
+        let known = || self.inner.repositories.listed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(names) = known().clone().filter(|_| !anew) {
+            return Ok(names);
+        }
+        let selected = &self.inner.selected;
+        let mut names: BTreeSet<String> = selected.named.keys().cloned().collect();
+        if selected.asks_for_repositories() {
+            let all = self.catalog(None).await?.0;
+            names.extend(all.into_iter().map(|name| self.inner.config.rename_back(&name)).filter(|name| selected.takes_repository(name)));
+        }
+        let mut names: Vec<String> = names.into_iter().collect();
+        names.sort_by_cached_key(|name| format!("{name}:"));
+        let names = Arc::new(names);
+        *known() = Some(Arc::clone(&names));
+        Ok(names)
+    }
+
+    /// All repositories of the registry, or those of the first page; and whether these are all.
+    async fn catalog(&self, most_pages: Option<usize>) -> Result<(Vec<String>, bool)> {
+        if let Some(control) = &self.inner.control {
+            return Ok((control.repositories().await?, true));
+        }
+        let mut all = Vec::new();
+        let mut to = format!("/v2/_catalog?n={PAGE}");
+        for page in 0..MAX_PAGES {
+            if most_pages.is_some_and(|most| page >= most) {
+                return Ok((all, false));
+            }
+            let call =
+                Call::new(Op::List, Action::List, Method::GET, &*to, Scope::Catalog, format!("{}/_catalog", self.inner.config.registry));
+            let (catalog, next): (Catalog, _) = self.page(call).await?;
+            // A name that is none can be asked for nothing.
+            all.extend(catalog.repositories.unwrap_or_default().into_iter().filter(|name| is_name(name)));
+            match next {
+                Some(next) => to = next,
+                None => return Ok((all, true)),
+            }
+        }
+        Err(self.endless("_catalog"))
+    }
+
+    /// All tags of a repository; none where it does not exist. What is no tag is left out.
+    pub(super) async fn tags_of(&self, name: &str) -> Result<BTreeSet<String>> {
+        let name = self.inner.config.rename(name);
+        let mut tags = BTreeSet::new();
+        let mut to = format!("/v2/{name}/tags/list?n={PAGE}");
+        for _ in 0..MAX_PAGES {
+            let target = format!("{}/{name}: its tags", self.inner.config.registry);
+            let call = Call::new(Op::List, Action::List, Method::GET, &*to, Scope::Pull(name.clone()), target);
+            match self.page::<TagList>(call).await {
+                Ok((list, next)) => {
+                    tags.extend(list.tags.unwrap_or_default().into_iter().filter(|tag| is_tag(tag)));
+                    match next {
+                        Some(next) => to = next,
+                        None => return Ok(tags),
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(tags),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(self.endless(&name))
+    }
+
+    fn endless(&self, what: &str) -> Error {
+        Error::new(ErrorKind::Invalid, Op::List, format!("{}/{what}", self.inner.config.registry)).with_source("its list has no end")
+    }
+
+    /// A page, and where the next one is (<https://www.rfc-editor.org/rfc/rfc5988>).
+    async fn page<T: for<'de> Deserialize<'de>>(&self, call: Call) -> Result<(T, Option<String>)> {
+        let (op, target, asked) = (call.op, call.target.clone(), call.to.clone());
+        let answer = self.inner.wire.send(call).await?;
+        let next = answer.headers.get_all(header::LINK).iter().filter_map(|v| v.to_str().ok()).find_map(|link| next_of(link, &asked));
+        let page = answer.whole(MAX_PAGE).await?;
+        let page = serde_json::from_slice(&page).map_err(|e| Error::new(ErrorKind::Unavailable, op, target).with_source(e))?;
+        Ok((page, next.filter(|next| *next != asked)))
+    }
+
+    /// What is selected of one repository, by key. Etags are given where they cost nothing.
+    async fn entries_of(&self, name: String) -> Result<Vec<Entry>> {
+        match self.listed_of(&name).await {
+            // One that may not be listed takes nothing else along (R6): its job fails, and tells why.
+            Err(error) if !error.is_retryable() && !matches!(error.kind(), ErrorKind::CredentialsExpired) => {
+                tracing::warn!(repository = name, error = %error.chain(), "cannot be listed");
+                Ok(vec![bare(&ImageKey::Unlisted { name })])
+            }
+            listed => listed,
+        }
+    }
+
+    async fn listed_of(&self, name: &str) -> Result<Vec<Entry>> {
+        let selected = &self.inner.selected;
+        let mut found: BTreeMap<ImageKey, Entry> = BTreeMap::new();
+        let tag = |tag: String| ImageKey::Tag { name: name.to_owned(), tag };
+        let manifest = |digest: &str| ImageKey::Manifest { name: name.to_owned(), digest: digest.to_owned() };
+        let mut add = |key: ImageKey, digest: Option<&str>| {
+            let etag = digest.map(ETag::new).or_else(|| key.etag());
+            found.insert(key.clone(), Entry { etag, ..bare(&key) });
+        };
+        let named = selected.named.get(name);
+        for digest in named.into_iter().flat_map(|n| &n.digests) {
+            add(manifest(digest), None);
+        }
+        let lists = selected.takes_tags_of(name);
+        let mut all = BTreeSet::new();
+        if let Some(control) = self.inner.control.as_ref().filter(|_| lists) {
+            // It tells digests, and with platforms they are not what is compared.
+            let known = |digest: &str| selected.platforms.is_empty().then(|| digest.to_owned());
+            let images = control.images(&self.inner.config.rename(name)).await?;
+            let digests: BTreeMap<&String, &String> = images.iter().flat_map(|i| i.tags.iter().map(|tag| (tag, &i.digest))).collect();
+            all = digests.keys().map(|tag| (*tag).clone()).collect();
+            for taken in selected.tags(name, all.clone()) {
+                let digest = digests.get(&taken).and_then(|digest| known(digest));
+                add(tag(taken), digest.as_deref());
+            }
+            for image in images.iter().filter(|image| image.tags.is_empty() && selected.untagged) {
+                add(manifest(&image.digest), None);
+            }
+        } else {
+            if lists || (selected.referrers && named.is_some()) {
+                all = self.tags_of(name).await?;
+            }
+            for taken in selected.tags(name, if lists { all.clone() } else { BTreeSet::new() }) {
+                add(tag(taken), None);
+            }
+        }
+        let mut entries: Vec<Entry> = found.into_values().collect();
+        if selected.referrers {
+            entries = self.with_referrers(name, entries, &all).await?;
+        }
+        entries.sort_by(|a, b| a.key.cmp(&b.key));
+        entries.dedup_by(|a, b| a.key == b.key);
+        Ok(entries)
+    }
+
+    /// Adds what refers to these images, to those under them, and to each other.
+    async fn with_referrers(&self, name: &str, entries: Vec<Entry>, tags: &BTreeSet<String>) -> Result<Vec<Entry>> {
+        let mut known: BTreeMap<ObjectKey, Entry> = BTreeMap::new();
+        let mut subjects: Vec<(String, bool)> = Vec::new();
+        for mut entry in entries {
+            let image = self.image(&entry.key, Op::Head)?;
+            match self.look(&entry.key, &image).await {
+                Ok(info) => {
+                    let digest = info.entry.etag.clone();
+                    subjects.extend(
+                        digest.iter().map(|d| (d.as_str().to_owned(), info.attributes.content_type.as_deref().is_none_or(is_index))),
+                    );
+                    entry = Entry { key: entry.key, ..info.entry };
+                }
+                // Its own job will tell.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+            known.insert(entry.key.clone(), entry);
+        }
+        let mut seen: HashSet<String> = HashSet::new();
+        while let Some((subject, index)) = subjects.pop() {
+            if !seen.insert(subject.clone()) {
+                continue;
+            }
+            if index {
+                let image = ImageKey::Manifest { name: self.inner.config.rename(name), digest: subject.clone() };
+                let manifest = self.manifest(&image, None, Op::List).await?;
+                subjects.extend(manifest.children()?.into_iter().filter(|c| c.is_manifest).map(|c| (c.digest, false)));
+            }
+            for referrer in self.referrers_of(name, &subject).await? {
+                let key = ImageKey::Manifest { name: name.to_owned(), digest: referrer.digest.clone() };
+                known.entry(key.to_key()).or_insert_with(|| Entry { etag: key.etag(), ..bare(&key) });
+                subjects.push((referrer.digest, is_index(&referrer.media_type)));
+            }
+            // The tags that stand for the API, and those of cosign.
+            let stem = subject.replace(':', "-");
+            for tag in tags.iter().filter(|tag| tag.strip_prefix(&*stem).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))) {
+                let key = ImageKey::Tag { name: name.to_owned(), tag: tag.clone() };
+                known.entry(key.to_key()).or_insert_with(|| bare(&key));
+            }
+        }
+        Ok(known.into_values().collect())
+    }
+
+    /// What the registry's API says that refers to a digest; nothing where it has none.
+    async fn referrers_of(&self, name: &str, digest: &str) -> Result<Vec<Referrer>> {
+        let name = self.inner.config.rename(name);
+        let mut all = Vec::new();
+        let mut to = format!("/v2/{name}/referrers/{digest}");
+        for _ in 0..MAX_PAGES {
+            if !self.has_referrers_api() {
+                return Ok(all);
+            }
+            let target = format!("{}/{name}@{digest}: its referrers", self.inner.config.registry);
+            let call = Call::new(Op::List, Action::List, Method::GET, &*to, Scope::Pull(name.clone()), target)
+                .header(header::ACCEPT, OCI_INDEX)?;
+            match self.page::<Referrers>(call).await {
+                Ok((page, next)) => {
+                    all.extend(page.manifests.into_iter().filter(|r| is_digest(&r.digest)));
+                    match next {
+                        Some(next) => to = next,
+                        None => return Ok(all),
+                    }
+                }
+                // An empty list is an answer; no page at all is a registry without the API.
+                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unsupported) => {
+                    tracing::info!(registry = self.inner.config.registry, "it has no referrers API: tags stand for it");
+                    self.inner.without_referrers.store(true, Relaxed);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(self.endless(&name))
+    }
+
+    /// Whether a repository is known not to be there, so that nothing needs to be looked for in it.
+    pub(super) async fn is_new(&self, name: &str) -> Result<bool> {
+        let mut present = self.inner.repositories.present.lock().await;
+        if let Some((asked, names)) = &*present
+            && asked.elapsed() < KNOWN
+        {
+            return Ok(names.as_ref().is_some_and(|names| !names.contains(name)));
+        }
+        // Who may not list, or has too much to be listed for this, looks.
+        let names = match self.catalog(Some(1)).await {
+            Ok((names, true)) => Some(Arc::new(names.into_iter().collect::<HashSet<_>>())),
+            Ok((_, false)) => None,
+            Err(error) if error.is_retryable() => return Err(error),
+            Err(error) => {
+                tracing::debug!(registry = self.inner.config.registry, error = %error.chain(), "repositories are not listed");
+                None
+            }
+        };
+        let new = names.as_ref().is_some_and(|names| !names.contains(name));
+        *present = Some((Instant::now(), names));
+        Ok(new)
+    }
+}
+
+fn bare(image: &ImageKey) -> Entry {
+    Entry { size: None, ..Entry::new(image.to_key(), 0, None) }
+}
+
+/// The target of `rel="next"`: a path of this registry, also where only its query is given.
+fn next_of(link: &str, asked: &str) -> Option<String> {
+    let (target, parameters) = link.split(',').find_map(|one| {
+        let (target, parameters) = one.trim().strip_prefix('<')?.split_once('>')?;
+        let next = parameters.split(';').any(|p| matches!(p.trim().to_ascii_lowercase().as_str(), "rel=\"next\"" | "rel=next"));
+        next.then_some((target, parameters))
+    })?;
+    let _ = parameters;
+    let path = asked.split('?').next().unwrap_or(asked);
+    Some(if target.starts_with('?') { format!("{path}{target}") } else { target.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_page_is_where_the_link_says() {
+        let asked = "/v2/_catalog?n=2";
+        assert_eq!(next_of("</v2/_catalog?last=a%2Fa&n=2>; rel=\"next\"", asked).as_deref(), Some("/v2/_catalog?last=a%2Fa&n=2"));
+        assert_eq!(next_of("<https://r/v2/x?last=a>;rel=next", asked).as_deref(), Some("https://r/v2/x?last=a"));
+        assert_eq!(next_of("<?last=a>; rel=\"next\"", asked).as_deref(), Some("/v2/_catalog?last=a"));
+        assert_eq!(next_of("</x>; rel=\"prev\", </y>; rel=\"next\"", asked).as_deref(), Some("/y"));
+        for none in ["", "</x>", "<", "</x>; rel=\"prev\"", "rel=\"next\""] {
+            assert_eq!(next_of(none, asked), None, "{none}");
+        }
+    }
+}

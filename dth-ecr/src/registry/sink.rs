@@ -1,0 +1,436 @@
+//! Writing.
+
+use super::{
+    Registry,
+    blobs::{AGAIN, CLAIM, Turn},
+    source::checksum_of,
+};
+use crate::{
+    key::ImageKey,
+    manifest::{Manifest, OCI_INDEX},
+    wire::{Action, Call, CallBody, Scope},
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+use dth_core::{
+    error::{Error, ErrorKind, Op, Result, Retry},
+    object::{Attributes, ETag, Entry, ObjectKey},
+    sink::{Body, Condition, Conditions, Placed, PutOptions, Sink, SinkCapability, Written},
+    source::ByteStream,
+};
+use futures_util::StreamExt;
+use http::{Method, StatusCode, header};
+use serde_json::{Value, json};
+use std::{collections::BTreeSet, sync::atomic::Ordering::Relaxed, time::Duration};
+
+/// Blobs up to so many bytes are sent by one request, after that which begins the upload.
+const AT_ONCE_MAX: u64 = 64 << 20;
+
+/// Larger ones go in pieces of so many bytes, held until the registry has them: a broken connection costs a piece, not the blob.
+/// Amazon ECR takes no smaller ones than 5 MiB.
+const PIECE: usize = 8 << 20;
+
+/// Tries of a piece.
+const PIECE_TRIES: u32 = 6;
+
+#[async_trait]
+impl Sink for Registry {
+    fn sink_capability(&self) -> SinkCapability {
+        SinkCapability {
+            max_put: u64::MAX,
+            max_object: u64::MAX,
+            stream_window: PIECE as u64,
+            multipart: None,
+            conditions: Conditions { publish: false, delete: false },
+            // They do, all of them that are known; but what is promised is checked here.
+            verifies: &[],
+            tags: false,
+            tags_follow: false,
+            max_copy: None,
+        }
+    }
+
+    fn not_carried(&self, attributes: &Attributes) -> Vec<String> {
+        // A manifest keeps its type; of a blob, whoever names it says what it is.
+        attributes.names().into_iter().filter(|name| name != "content-type").collect()
+    }
+
+    async fn put(&self, key: &ObjectKey, body: Body, options: &PutOptions) -> Result<Written> {
+        let image = self.image(key, Op::Put)?;
+        self.ensure(image.name()).await?;
+        match &image {
+            ImageKey::Blob { digest, .. } => self.put_blob(&image, digest, body).await,
+            ImageKey::Unlisted { .. } => Err(Error::new(ErrorKind::Unrepresentable, Op::Put, self.target(&image))),
+            ImageKey::Tag { .. } | ImageKey::Manifest { .. } => {
+                let bytes = crate::manifest::gather(body, &self.target(&image)).await?;
+                let manifest = Manifest::new(bytes, options.attributes.content_type.as_deref(), image.digest(), &self.target(&image));
+                // What is sent is wrong, and will be.
+                let manifest = manifest.map_err(|e| Error::new(ErrorKind::Invalid, Op::Put, self.target(&image)).with_source(e))?;
+                self.put_manifest(&image, &manifest).await
+            }
+        }
+    }
+
+    async fn delete(&self, key: &ObjectKey, _: &Condition) -> Result<()> {
+        let image = self.image(key, Op::Delete)?;
+        if matches!(image, ImageKey::Blob { .. } | ImageKey::Unlisted { .. }) {
+            return Err(Error::new(ErrorKind::Unsupported, Op::Delete, self.target(&image)).with_source("blobs go with their manifests"));
+        }
+        if let Some(control) = &self.inner.control {
+            return control.delete(image.name(), image.reference()).await;
+        }
+        match self.delete_as(&image, &image).await {
+            // Some know tags only to read: there a digest goes, with all its tags.
+            Err(error)
+                if matches!(image, ImageKey::Tag { .. })
+                    && matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::Invalid | ErrorKind::Corrupt) =>
+            {
+                self.delete_by_digest(key, &image, error).await
+            }
+            done => done,
+        }
+    }
+
+    /// A link to where the registry has it, or a look.
+    async fn place(&self, key: &ObjectKey, child: &Entry) -> Result<Placed> {
+        let image = self.image(key, Op::Place)?;
+        let (name, digest) = match &image {
+            ImageKey::Blob { name, digest } | ImageKey::Manifest { name, digest } => (name.as_str(), digest.as_str()),
+            _ => return Ok(Placed::Unknown),
+        };
+        if child.etag.as_ref().is_some_and(|etag| etag.as_str() != digest) {
+            return Err(
+                Error::new(ErrorKind::Invalid, Op::Place, self.target(&image)).with_source("a child under another digest than its own")
+            );
+        }
+        let blobs = &self.inner.blobs;
+        if blobs.is_at(name, digest) {
+            return Ok(Placed::There);
+        }
+        let is_blob = matches!(image, ImageKey::Blob { .. });
+        if is_blob {
+            let from = match blobs.elsewhere(digest) {
+                Some(from) => Some(from),
+                None => blobs.noted_at(digest).await?,
+            };
+            if let Some(from) = from {
+                self.ensure(name).await?;
+                if self.link(&image, name, digest, &from).await? {
+                    blobs.landed(name, digest).await;
+                    return Ok(Placed::There);
+                }
+                blobs.given_up(digest, true).await;
+                return self.claimed(digest).await;
+            }
+        }
+        if !self.is_new(name).await? {
+            match self.look(key, &image).await {
+                Ok(_) if is_blob => {
+                    blobs.landed(name, digest).await;
+                    return Ok(Placed::There);
+                }
+                Ok(_) => {
+                    blobs.seen(name, digest);
+                    return Ok(Placed::There);
+                }
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if is_blob { self.claimed(digest).await } else { Ok(Placed::Absent) }
+    }
+}
+
+impl Registry {
+    async fn claimed(&self, digest: &str) -> Result<Placed> {
+        Ok(match self.inner.blobs.claim(digest).await? {
+            Turn::Ours(None) => Placed::Absent,
+            // Noted or claimed meanwhile.
+            Turn::Ours(Some(_)) => Placed::Awaited(Duration::ZERO),
+            Turn::Theirs => Placed::Awaited(AGAIN),
+        })
+    }
+
+    /// Has a blob linked from another repository of the registry; where that fails, an upload has begun.
+    async fn link(&self, image: &ImageKey, name: &str, digest: &str, from: &str) -> Result<bool> {
+        let to = format!("/v2/{name}/blobs/uploads/?mount={digest}&from={from}");
+        let mut call = Call::new(Op::Place, Action::StartUpload, Method::POST, to, Scope::Push(name.to_owned()), self.target(image));
+        if from != name {
+            call.scopes.insert(Scope::Pull(from.to_owned()));
+        }
+        let answer = match self.inner.wire.send(call).await {
+            Ok(answer) => answer,
+            // Not to be had from there: it is sent.
+            Err(error) if matches!(error.kind(), ErrorKind::Denied | ErrorKind::NotFound | ErrorKind::Unsupported | ErrorKind::Invalid) => {
+                tracing::debug!(%image, from, error = %error.chain(), "not linked");
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        };
+        let linked = answer.status == StatusCode::CREATED;
+        if let Some(location) = answer.text("location").filter(|_| !linked) {
+            self.inner.blobs.begun(name, digest, location.to_owned());
+        }
+        answer.done().await?;
+        Ok(linked)
+    }
+
+    /// Makes the repository where registries want that, once.
+    async fn ensure(&self, name: &str) -> Result<()> {
+        let Some(control) = &self.inner.control else { return Ok(()) };
+        let mut ensured = self.inner.repositories.ensured.lock().await;
+        if !ensured.contains(name) {
+            control.ensure(name).await?;
+            ensured.insert(name.to_owned());
+        }
+        Ok(())
+    }
+
+    async fn put_manifest(&self, image: &ImageKey, manifest: &Manifest) -> Result<Written> {
+        let (name, blobs) = (image.name(), &self.inner.blobs);
+        let scope = Scope::Push(name.to_owned());
+        let call = self.call(Op::Put, Action::PutManifest, Method::PUT, image, scope).header(header::CONTENT_TYPE, &manifest.media_type)?;
+        let answer = match self.inner.wire.send(call.body(CallBody::Chunks(vec![manifest.bytes.clone()]))).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                if error.kind() == ErrorKind::Conflict {
+                    // Something that was there is not: everything of this repository is looked at again.
+                    blobs.forget(name);
+                }
+                return Err(error);
+            }
+        };
+        let stored = answer.text("docker-content-digest").map(str::to_owned);
+        let referred = answer.headers.contains_key("oci-subject");
+        answer.done().await?;
+        if let Some(stored) = stored.filter(|stored| *stored != manifest.digest) {
+            let why = format!("the registry stored it as {stored}, and it is {}", manifest.digest);
+            return Err(Error::new(ErrorKind::Corrupt, Op::Put, self.target(image)).with_source(why));
+        }
+        blobs.seen(name, &manifest.digest);
+        if let Some(subject) = manifest.subject().filter(|_| !referred) {
+            self.refer(name, &subject, manifest).await?;
+        }
+        Ok(Written { etag: Some(ETag::new(&manifest.digest)), checksum: checksum_of(&manifest.digest), ..Written::default() })
+    }
+
+    /// A registry that knows nothing of subjects has tags for that, which clients keep up to date
+    /// (<https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md#referrers-tag-schema>).
+    async fn refer(&self, name: &str, subject: &str, manifest: &Manifest) -> Result<()> {
+        self.inner.without_referrers.store(true, Relaxed);
+        let _alone = self.inner.referrers.lock().await;
+        let image = ImageKey::Tag { name: name.to_owned(), tag: subject.replace(':', "-") };
+        let mut index = match self.fetch(&image, Op::Put).await {
+            Ok(found) => serde_json::from_slice(&found.bytes).unwrap_or_default(),
+            Err(error) if error.kind() == ErrorKind::NotFound => Value::Null,
+            Err(error) => return Err(error),
+        };
+        if !index.get("manifests").is_some_and(Value::is_array) {
+            index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [] });
+        }
+        let Some(manifests) = index.get_mut("manifests").and_then(Value::as_array_mut) else { return Ok(()) };
+        if manifests.iter().any(|m| m.get("digest").and_then(Value::as_str) == Some(&*manifest.digest)) {
+            return Ok(());
+        }
+        manifests.push(manifest.as_referrer()?);
+        let bytes = Bytes::from(index.to_string());
+        let scope = Scope::Push(name.to_owned());
+        let call = self.call(Op::Put, Action::PutManifest, Method::PUT, &image, scope).header(header::CONTENT_TYPE, OCI_INDEX)?;
+        self.inner.wire.send(call.body(CallBody::Chunks(vec![bytes]))).await?.done().await
+    }
+
+    async fn put_blob(&self, image: &ImageKey, digest: &str, body: Body) -> Result<Written> {
+        let (name, blobs) = (image.name(), &self.inner.blobs);
+        let sending = self.send_blob(image, digest, body);
+        tokio::pin!(sending);
+        let sent = loop {
+            tokio::select! {
+                biased;
+                sent = &mut sending => break sent,
+                () = tokio::time::sleep(CLAIM / 3) => blobs.claim_again(digest).await,
+            }
+        };
+        if let Err(error) = sent {
+            blobs.given_up(digest, false).await;
+            return Err(error);
+        }
+        blobs.landed(name, digest).await;
+        Ok(Written { etag: Some(ETag::new(digest)), checksum: checksum_of(digest), ..Written::default() })
+    }
+
+    async fn send_blob(&self, image: &ImageKey, digest: &str, body: Body) -> Result<()> {
+        let location = match self.inner.blobs.take_begun(image.name(), digest) {
+            Some(location) => location,
+            None => self.begin(image).await?,
+        };
+        match body {
+            Body::Bytes(chunks) => self.finish(image, &location, digest, CallBody::Chunks(chunks)).await,
+            Body::Stream { len, stream } if len <= AT_ONCE_MAX => {
+                self.finish(image, &location, digest, CallBody::Stream(len, stream)).await
+            }
+            Body::Stream { len, stream } => self.in_pieces(image, location, digest, len, stream).await,
+        }
+    }
+
+    fn upload(&self, image: &ImageKey, method: Method, to: &str) -> Call {
+        Call::new(Op::Put, Action::Upload, method, to, Scope::Push(image.name().to_owned()), self.target(image))
+    }
+
+    async fn begin(&self, image: &ImageKey) -> Result<String> {
+        let call =
+            Call { action: Action::StartUpload, ..self.upload(image, Method::POST, &format!("/v2/{}/blobs/uploads/", image.name())) };
+        let answer = self.inner.wire.send(call).await?;
+        let location = answer.text("location").map(str::to_owned);
+        answer.done().await?;
+        location.ok_or_else(|| Error::new(ErrorKind::Unavailable, Op::Put, self.target(image)).with_source("an upload without a location"))
+    }
+
+    /// The last request of an upload, or all of it.
+    async fn finish(&self, image: &ImageKey, location: &str, digest: &str, body: CallBody) -> Result<()> {
+        let to = format!("{location}{}digest={digest}", if location.contains('?') { '&' } else { '?' });
+        let call = self.upload(image, Method::PUT, &to).header(header::CONTENT_TYPE, "application/octet-stream")?;
+        let answer = self.inner.wire.send(call.body(body)).await?;
+        let (status, stored) = (answer.status, answer.text("docker-content-digest").map(str::to_owned));
+        answer.done().await?;
+        if status != StatusCode::CREATED {
+            let why = format!("an upload ended with {status} instead of 201");
+            return Err(Error::new(ErrorKind::Unavailable, Op::Put, self.target(image)).with_maybe_applied(true).with_source(why));
+        }
+        // One that was sent under sha512 may be told under sha256.
+        match stored {
+            Some(stored) if digest.starts_with("sha256:") && stored != digest => {
+                let why = format!("the registry stored it as {stored}");
+                Err(Error::new(ErrorKind::Corrupt, Op::Put, self.target(image)).with_source(why))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn in_pieces(&self, image: &ImageKey, mut location: String, digest: &str, len: u64, mut stream: ByteStream) -> Result<()> {
+        let mut at = 0;
+        while at < len {
+            let (mut piece, mut bytes) = (Vec::new(), 0);
+            while bytes < PIECE
+                && let Some(chunk) = stream.next().await
+            {
+                let chunk = chunk?;
+                bytes += chunk.len();
+                piece.push(chunk);
+            }
+            if bytes == 0 {
+                return Err(Error::new(ErrorKind::Corrupt, Op::Put, self.target(image)).with_source(format!("{at} of {len} bytes came")));
+            }
+            location = self.send_piece(image, location, at, piece).await?;
+            at += bytes as u64;
+        }
+        self.finish(image, &location, digest, CallBody::Empty).await
+    }
+
+    /// Sends a piece; where the connection breaks, the session is asked how much of it has arrived.
+    async fn send_piece(&self, image: &ImageKey, mut location: String, from: u64, mut piece: Vec<Bytes>) -> Result<String> {
+        let mut at = from;
+        for tried in 1.. {
+            let bytes: u64 = piece.iter().map(|c| c.len() as u64).sum();
+            if bytes == 0 {
+                return Ok(location);
+            }
+            let call = self
+                .upload(image, Method::PATCH, &location)
+                .header(header::CONTENT_TYPE, "application/octet-stream")?
+                .header(header::CONTENT_RANGE, &format!("{at}-{}", at + bytes - 1))?
+                .body(CallBody::Chunks(piece.clone()));
+            let error = match self.inner.wire.send(call).await {
+                Ok(answer) => {
+                    location = answer.text("location").map_or(location, str::to_owned);
+                    answer.done().await?;
+                    return Ok(location);
+                }
+                Err(error) => error,
+            };
+            if !error.is_retryable() || tried >= PIECE_TRIES {
+                return Err(error);
+            }
+            let pause = match error.retry() {
+                Retry::After(time) => time,
+                _ => Duration::from_millis(100 << tried),
+            };
+            tracing::debug!(%image, at, error = %error.chain(), "going on with an upload");
+            metrics::counter!("dth_registry_resumed_uploads_total").increment(1);
+            tokio::time::sleep(pause).await;
+            let answer = self.inner.wire.send(Call { action: Action::Look, ..self.upload(image, Method::GET, &location) }).await;
+            // A session that ended, or never took part of a piece: the blob is sent anew.
+            let answer = answer.map_err(|e| Error::new(ErrorKind::Conflict, Op::Put, self.target(image)).with_source(e))?;
+            let arrived = answer.text("range").and_then(|range| range.rsplit_once('-')?.1.parse::<u64>().ok()).map_or(0, |last| last + 1);
+            // `0-0` is what many say of a session without a byte.
+            let arrived = if arrived == 1 && at == 0 { 0 } else { arrived };
+            location = answer.text("location").map_or(location, str::to_owned);
+            answer.done().await?;
+            if !(at..=at + bytes).contains(&arrived) {
+                let why = format!("the upload has {arrived} bytes, and {at} were sent");
+                return Err(Error::new(ErrorKind::Conflict, Op::Put, self.target(image)).with_source(why));
+            }
+            drop_front(&mut piece, (arrived - at) as usize);
+            at = arrived;
+        }
+        unreachable!("tried without end")
+    }
+
+    async fn delete_as(&self, image: &ImageKey, asked: &ImageKey) -> Result<()> {
+        let scope = Scope::Delete(image.name().to_owned());
+        let call = self.call(Op::Delete, Action::Delete, Method::DELETE, image, scope);
+        match self.inner.wire.send(Call { target: self.target(asked), ..call }).await {
+            Ok(answer) => answer.done().await,
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn delete_by_digest(&self, key: &ObjectKey, image: &ImageKey, why: Error) -> Result<()> {
+        let digest = match self.look(key, image).await {
+            Ok(info) => info.entry.etag.map(|etag| etag.as_str().to_owned()).unwrap_or_default(),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let asked = ImageKey::parse(key).map(|asked| asked.name().to_owned()).unwrap_or_default();
+        let others: BTreeSet<String> = self.tags_of(&asked).await?.into_iter().filter(|tag| tag != image.reference()).collect();
+        for tag in others {
+            let other = ImageKey::Tag { name: image.name().to_owned(), tag: tag.clone() };
+            let same = match self.look(&other.to_key(), &other).await {
+                Ok(info) => info.entry.etag.is_some_and(|etag| etag.as_str() == digest),
+                Err(error) if error.kind() == ErrorKind::NotFound => false,
+                Err(error) => return Err(error),
+            };
+            if same {
+                let text = format!("the registry deletes digests only, and the tag `{tag}` has the same one: {}", why.chain());
+                return Err(Error::new(ErrorKind::Unsupported, Op::Delete, self.target(image)).with_source(text));
+            }
+        }
+        self.delete_as(&ImageKey::Manifest { name: image.name().to_owned(), digest }, image).await
+    }
+}
+
+fn drop_front(piece: &mut Vec<Bytes>, mut bytes: usize) {
+    while let Some(first) = piece.first_mut().filter(|_| bytes > 0) {
+        if first.len() > bytes {
+            let _ = first.split_to(bytes);
+            return;
+        }
+        bytes -= first.len();
+        piece.remove(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_arrived_is_not_sent_again() {
+        let piece = || vec![Bytes::from_static(b"abc"), Bytes::from_static(b"de"), Bytes::from_static(b"f")];
+        for arrived in 0..=6 {
+            let mut rest = piece();
+            drop_front(&mut rest, arrived);
+            assert_eq!(rest.concat(), b"abcdef"[arrived..]);
+        }
+    }
+}
