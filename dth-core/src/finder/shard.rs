@@ -65,8 +65,10 @@ impl Inner {
         let prefix = &self.settings.prefix;
         let mut source = lister(Arc::clone(&self.source), prefix.clone(), from.clone());
         let after = from.map(|key| self.keys.to_destination(&key));
-        let mut sink = lister(Arc::clone(&self.sink), self.keys.destination_prefix(prefix), after);
         let s = &self.settings;
+        // A listing of what else is there is worth nothing but for deletions.
+        let looks = self.sink.index_capability().looked_up && !s.delete_extra;
+        let mut sink = (!looks).then(|| lister(Arc::clone(&self.sink), self.keys.destination_prefix(prefix), after));
         let packer = || Packer::new(s.pack_bytes, s.pack_jobs);
         let mut walk = Walk {
             shard,
@@ -85,35 +87,33 @@ impl Inner {
             split_at: s.split_after_pages,
             end: None,
         };
-        // A listing of what else is there is worth nothing but for deletions.
-        let looks = self.sink.index_capability().looked_up && !s.delete_extra;
         loop {
             let ours = source.peek().await?.filter(|e| within(&e.key, walk.shard.until.as_ref())).map(|e| e.key.clone());
-            let theirs = match (&ours, s.delete_extra) {
-                _ if looks => None,
+            let theirs = match (&ours, s.delete_extra, &mut sink) {
                 // Without deletions nobody needs to know what else the destination holds.
-                (None, false) => None,
-                _ => self.peek_sink(&mut sink, walk.shard.until.as_ref()).await?,
+                (None, false, _) | (_, _, None) => None,
+                (_, _, Some(sink)) => self.peek_sink(sink, walk.shard.until.as_ref()).await?,
             };
+            let mut take_there = || sink.as_mut().and_then(Lister::take);
             let position = match (&ours, &theirs) {
                 (None, None) => break,
                 (Some(key), Some(there)) => match key.cmp(there) {
                     Ordering::Less => self.only_source(&mut walk, source.take(), &shared),
-                    Ordering::Equal => self.both(&mut walk, source.take(), sink.take(), &shared),
-                    Ordering::Greater => self.only_sink(&mut walk, sink.take(), there),
+                    Ordering::Equal => self.both(&mut walk, source.take(), take_there(), &shared),
+                    Ordering::Greater => self.only_sink(&mut walk, take_there(), there),
                 },
                 (Some(_), None) if looks => self.unseen(&mut walk, source.take()),
                 (Some(_), None) => self.only_source(&mut walk, source.take(), &shared),
-                (None, Some(there)) => self.only_sink(&mut walk, sink.take(), there),
+                (None, Some(there)) => self.only_sink(&mut walk, take_there(), there),
             };
-            let page_end = if ours.is_some() { source.at_page_end() } else { sink.at_page_end() };
+            let page_end = if ours.is_some() { source.at_page_end() } else { sink.as_ref().is_some_and(Lister::at_page_end) };
             let full = walk.packs(self.settings.pack_jobs) >= STEP_PACKS;
             if (page_end || full)
                 && let Some(position) = position
             {
                 walk.pages += u64::from(page_end);
                 self.answer(&mut walk, &shared).await?;
-                walk.count_pages(source.pages, sink.pages);
+                walk.count_pages(source.pages, sink.as_ref().map_or(0, |s| s.pages));
                 if full || !walk.ready.jobs.is_empty() || walk.pages - walk.pages_at_step >= STEP_PAGES {
                     walk.shard.position = Some(position.clone());
                     self.step(&mut walk, &shared, None).await?;
@@ -124,7 +124,7 @@ impl Inner {
             }
         }
         self.answer(&mut walk, &shared).await?;
-        walk.count_pages(source.pages, sink.pages);
+        walk.count_pages(source.pages, sink.as_ref().map_or(0, |s| s.pages));
         walk.shard.done = true;
         self.step(&mut walk, &shared, None).await?;
         self.mark_sent(&mut walk, &shared).await

@@ -130,10 +130,12 @@ impl Index for Registry {
     }
 
     async fn find(&self, keys: &[ObjectKey]) -> Result<Vec<Option<Entry>>> {
+        // What a listing of ours named is there.
+        let source = self.inner.repositories.listed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).is_some();
         let look = |key: ObjectKey| async move {
             let Some(image) = ImageKey::parse(&key).filter(|_| self.carries_key(&key)) else { return Ok(None) };
             let image = image.clone().renamed(self.inner.config.rename(image.name()));
-            if self.is_new(image.name()).await? {
+            if !source && self.is_new(image.name()).await? {
                 return Ok(None);
             }
             match self.look(&key, &image).await {
