@@ -76,7 +76,7 @@ impl RegistryConfig {
                 return invalid(named, "another rule has the same `from`, or leads to the same place");
             }
         }
-        self.select.validate()
+        self.select.validate(&self.registry)
     }
 
     /// What a repository is called at this destination.

@@ -86,8 +86,8 @@ struct Tags {
 }
 
 impl Selection {
-    pub(crate) fn validate(&self) -> Result<()> {
-        Selected::new(self, "registry").map(|_| ())
+    pub(crate) fn validate(&self, registry: &str) -> Result<()> {
+        Selected::new(self, registry).map(|_| ())
     }
 }
 
@@ -245,7 +245,9 @@ fn image(entry: &str, registry: &str) -> std::result::Result<(String, What), Str
         None if has_host => return Err(format!("it is of `{first}`, and this side is `{registry}`")),
         None => entry,
     };
-    let reference: Reference = format!("{registry}/{rest}").parse().map_err(|e| format!("{e}"))?;
+    // Any host will do for the grammar, but that Docker Hub's names are read in a way of their own.
+    let host = if matches!(registry, "docker.io" | "index.docker.io") { "docker.io" } else { "registry.invalid" };
+    let reference: Reference = format!("{host}/{rest}").parse().map_err(|e| format!("{e}"))?;
     let name = reference.repository().to_owned();
     let (tag, digest) = (reference.tag().unwrap_or("latest"), reference.digest());
     if !is_name(&name) {
@@ -338,7 +340,7 @@ mod tests {
         assert_eq!(of(TagFilter { semver: Some(">=1.2, <3".into()), ..filter() }), set(&["v1.2.3", "1.2", "2.0.0"]));
         assert_eq!(of(TagFilter { newest: Some(3), ..filter() }), set(&["10.0", "2.0.0", "2.0.0-rc.1"]));
         assert_eq!(of(TagFilter { include: Some("[a-z].*".into()), newest: Some(2), ..filter() }), set(&["v1.9.0-alpine", "v1.2.3"]));
-        for bad in [TagFilter { include: Some("(".into()), ..filter() }, TagFilter { semver: Some("x".into()), ..filter() }] {
+        for bad in [TagFilter { include: Some("(".into()), ..filter() }, TagFilter { semver: Some(">=one".into()), ..filter() }] {
             assert_eq!(Tags::new(&bad).unwrap_err().kind(), ErrorKind::Invalid);
         }
     }

@@ -32,7 +32,12 @@ const PYTHON: [&str; 9] = [
     "py-partiql-parser==0.6.3",
 ];
 /// Debian packages, each with a file that tells whether it is there.
-const DEBIAN: &[(&str, &str)] = &[("tinyproxy-bin", "/usr/bin/tinyproxy")];
+const DEBIAN: &[(&str, &str)] = &[
+    ("tinyproxy-bin", "/usr/bin/tinyproxy"),
+    ("docker-registry", "/usr/bin/docker-registry"),
+    ("skopeo", "/usr/bin/skopeo"),
+    ("apache2-utils", "/usr/bin/htpasswd"),
+];
 /// What the kernel's delay line needs besides.
 const LONG_PATH: (&str, &[(&str, &str)]) = (
     "NetfilterQueue==1.1.0",

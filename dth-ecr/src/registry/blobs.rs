@@ -18,7 +18,7 @@ use std::{
 const REMEMBERED: usize = 100_000;
 
 /// For so long a worker that sends a blob keeps others from sending it; sending for longer, it says so again.
-pub(super) const CLAIM: Duration = Duration::from_secs(60);
+pub(super) const CLAIM: Duration = Duration::from_secs(20);
 
 /// Those who wait ask again after this time.
 pub(super) const AGAIN: Duration = Duration::from_secs(1);

@@ -141,6 +141,11 @@ impl Index for Registry {
             match self.look(&key, &image).await {
                 Ok(info) => Ok(Some(info.entry)),
                 Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+                // One that cannot be looked at takes no other along: its job will tell why.
+                Err(error) if is_lasting(&error) => {
+                    tracing::debug!(%image, error = %error.chain(), "cannot be looked at");
+                    Ok(Some(Entry { key, ..bare(&image) }))
+                }
                 Err(error) => Err(error),
             }
         };
@@ -260,7 +265,7 @@ impl Registry {
     async fn entries_of(&self, name: String) -> Result<Vec<Entry>> {
         match self.listed_of(&name).await {
             // One that may not be listed takes nothing else along (R6): its job fails, and tells why.
-            Err(error) if !error.is_retryable() && !matches!(error.kind(), ErrorKind::CredentialsExpired) => {
+            Err(error) if is_lasting(&error) => {
                 tracing::warn!(repository = name, error = %error.chain(), "cannot be listed");
                 Ok(vec![bare(&ImageKey::Unlisted { name })])
             }
@@ -353,6 +358,12 @@ impl Registry {
             for tag in tags.iter().filter(|tag| tag.strip_prefix(&*stem).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))) {
                 let key = ImageKey::Tag { name: name.to_owned(), tag: tag.clone() };
                 known.entry(key.to_key()).or_insert_with(|| bare(&key));
+                if *tag == stem {
+                    // What it lists comes with it; what refers to that, in turn, is to be found.
+                    let there = key.clone().renamed(self.inner.config.rename(name));
+                    let index = self.manifest(&there, None, Op::List).await?;
+                    subjects.extend(index.children()?.into_iter().filter(|c| c.is_manifest).map(|c| (c.digest, false)));
+                }
             }
         }
         Ok(known.into_values().collect())
@@ -411,6 +422,11 @@ impl Registry {
         *present = Some((Instant::now(), names));
         Ok(new)
     }
+}
+
+/// Whether an error is of what was asked for, and will stay.
+fn is_lasting(error: &Error) -> bool {
+    !error.is_retryable() && error.kind() != ErrorKind::CredentialsExpired
 }
 
 fn bare(image: &ImageKey) -> Entry {

@@ -211,7 +211,8 @@ impl Registry {
         if let Some(subject) = manifest.subject().filter(|_| !referred) {
             self.refer(name, &subject, manifest).await?;
         }
-        Ok(Written { etag: Some(ETag::new(&manifest.digest)), checksum: checksum_of(&manifest.digest), ..Written::default() })
+        let checksum = checksum_of(&manifest.digest).filter(|_| !crate::manifest::is_signed(&manifest.media_type));
+        Ok(Written { etag: Some(ETag::new(&manifest.digest)), checksum, ..Written::default() })
     }
 
     /// A registry that knows nothing of subjects has tags for that, which clients keep up to date

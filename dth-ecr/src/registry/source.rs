@@ -28,8 +28,10 @@ pub(crate) fn checksum_of(digest: &str) -> Option<Checksum> {
 /// What is known of an image with this digest.
 pub(crate) fn info(key: &ObjectKey, digest: &str, size: Option<u64>, media_type: Option<String>) -> ObjectInfo {
     let entry = Entry { size, ..Entry::new(key.clone(), 0, Some(ETag::new(digest))) };
+    // The digest of what is signed is that of its payload: it says nothing of these bytes.
+    let checksum = checksum_of(digest).filter(|_| !media_type.as_deref().is_some_and(crate::manifest::is_signed));
     let attributes = Attributes { content_type: media_type, ..Attributes::default() };
-    ObjectInfo { attributes, checksum: checksum_of(digest), ..ObjectInfo::of(entry) }
+    ObjectInfo { attributes, checksum, ..ObjectInfo::of(entry) }
 }
 
 #[async_trait]

@@ -199,6 +199,11 @@ impl Auth {
         Ok(Scheme::Open)
     }
 
+    /// Whether what is sent is a token, which was given for just what is asked.
+    pub(crate) fn gives_tokens(&self) -> bool {
+        matches!(self.known(), Some(Scheme::Bearer { .. }))
+    }
+
     fn known(&self) -> Option<Scheme> {
         self.scheme.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
@@ -394,6 +399,8 @@ pub(super) fn is_inside(ip: std::net::IpAddr) -> bool {
             ip.is_loopback()
                 || ip.is_unspecified()
                 || ip.is_unicast_link_local()
+                // Where Amazon has its metadata service.
+                || ip.segments()[..2] == [0xfd00, 0x0ec2]
                 || ip.to_ipv4_mapped().is_some_and(|ip| is_inside(ip.into()))
         }
     }

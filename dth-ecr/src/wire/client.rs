@@ -210,7 +210,8 @@ impl Wire {
             }
             if renewed || !self.auth.refused(&answered, &scopes, authorization.as_ref()).await? {
                 // With a token that is good, it is a right that is lacking.
-                let kind = if authorization.is_some() { ErrorKind::Denied } else { ErrorKind::CredentialsExpired };
+                let granted = authorization.is_some() && self.auth.gives_tokens();
+                let kind = if granted { ErrorKind::Denied } else { ErrorKind::CredentialsExpired };
                 return Err(Error::new(kind, op, target).with_code("401").with_source(error));
             }
             if replay.is_none() {

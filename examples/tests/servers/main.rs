@@ -11,5 +11,6 @@ mod faults;
 mod features;
 mod long_path;
 mod objects;
+mod registries;
 mod support;
 mod torn;

@@ -1,0 +1,244 @@
+//! What stands before a real registry: faults, and a **referrers API of ours**, because no registry that has one can be installed
+//! here. It is made by the distribution specification 1.1, section "Listing Referrers"; everything else is the registry behind it.
+
+use super::{
+    images::{OCI_INDEX, digest},
+    server::DockerRegistry,
+};
+use bytes::Bytes;
+use dth_core::{
+    http::{Body, Http, HttpSettings, Proxy, body},
+    scope::TaskScope,
+};
+use dth_ecr::RegistryConfig;
+use futures_util::{StreamExt, future::BoxFuture, stream};
+use http_body_util::BodyExt;
+use hyper::{Request, Response, StatusCode, body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::{Value, json};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A request as it came.
+pub(crate) struct Asked {
+    pub(crate) method: String,
+    pub(crate) path: String,
+    pub(crate) authorization: Option<String>,
+}
+
+/// What happens to it, instead of being passed on and answered.
+pub(crate) enum Act {
+    Pass,
+    /// Answered here.
+    Answer(u16, Vec<(&'static str, String)>, &'static str),
+    /// The answer breaks off behind so many bytes.
+    Cut(usize),
+    /// The request breaks off behind so many bytes, on either side.
+    CutRequest(usize),
+    /// A bit of the answer's body is another one.
+    Flip(usize),
+    /// Something happens first.
+    After(BoxFuture<'static, ()>),
+    /// The answer comes in pieces of 64 KiB with this pause before each.
+    Slowly(Duration),
+}
+
+type Hook = dyn Fn(&Asked) -> Act + Send + Sync;
+
+struct State {
+    to: String,
+    http: Http,
+    referrers: bool,
+    known: Mutex<BTreeMap<(String, String), Vec<Value>>>,
+    hook: Box<Hook>,
+}
+
+/// A proxy before a registry; it stops when this is dropped.
+pub(crate) struct Rig {
+    pub(crate) host: String,
+    _tasks: TaskScope,
+}
+
+impl Rig {
+    pub(crate) async fn before(registry: &DockerRegistry, hook: impl Fn(&Asked) -> Act + Send + Sync + 'static) -> Self {
+        Self::start(registry, false, Box::new(hook)).await
+    }
+
+    /// With the API.
+    pub(crate) async fn with_referrers(registry: &DockerRegistry) -> Self {
+        Self::start(registry, true, Box::new(|_| Act::Pass)).await
+    }
+
+    async fn start(registry: &DockerRegistry, referrers: bool, hook: Box<Hook>) -> Self {
+        let http = Http::new(HttpSettings { proxy: Proxy::None, ..HttpSettings::default() }).unwrap();
+        let state = Arc::new(State { to: registry.host.clone(), http, referrers, known: Mutex::default(), hook });
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let host = listener.local_addr().unwrap().to_string();
+        let mut tasks = TaskScope::new();
+        let serving = state;
+        tasks.spawn(async move {
+            let mut connections = TaskScope::new();
+            while let Ok((socket, _)) = listener.accept().await {
+                let _ = socket.set_nodelay(true);
+                let state = Arc::clone(&serving);
+                let service = service_fn(move |request| {
+                    let state = Arc::clone(&state);
+                    async move { state.serve(request).await.map_err(std::io::Error::other) }
+                });
+                connections.spawn(async move {
+                    let _ = http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(socket), service).await;
+                });
+            }
+        });
+        Self { host, _tasks: tasks }
+    }
+
+    pub(crate) fn config(&self) -> RegistryConfig {
+        RegistryConfig { registry: self.host.clone(), insecure: true, ..RegistryConfig::default() }
+    }
+}
+
+impl State {
+    async fn serve(&self, request: Request<Incoming>) -> Result<Response<Body>, BoxError> {
+        let path = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
+        let authorization = request.headers().get("authorization").map(|v| v.to_str().unwrap_or_default().to_owned());
+        let asked = Asked { method: request.method().to_string(), path: path.clone(), authorization };
+        let act = (self.hook)(&asked);
+        if let Act::Answer(status, headers, text) = act {
+            let mut answer = Response::builder().status(status);
+            for (name, value) in headers {
+                answer = answer.header(name, value);
+            }
+            return Ok(answer.body(body::full(Bytes::from_static(text.as_bytes())))?);
+        }
+        if let Act::After(first) = act {
+            first.await;
+            return self.pass(request, &path, Act::Pass).await;
+        }
+        let names = path.split_once("/referrers/").filter(|_| self.referrers);
+        if let Some((name, subject)) = names {
+            return self.list(name.trim_start_matches("/v2/"), subject);
+        }
+        if self.referrers && asked.method == "PUT" && path.contains("/manifests/") {
+            return self.put_manifest(request, &path).await;
+        }
+        self.pass(request, &path, act).await
+    }
+
+    /// One in a page, so that pages are followed.
+    fn list(&self, name: &str, subject: &str) -> Result<Response<Body>, BoxError> {
+        let (subject, query) = subject.split_once('?').unwrap_or((subject, ""));
+        let at: usize = query.strip_prefix("at=").and_then(|n| n.parse().ok()).unwrap_or(0);
+        let all = self.known.lock().unwrap().get(&(name.to_owned(), subject.to_owned())).cloned().unwrap_or_default();
+        let page: Vec<&Value> = all.iter().skip(at).take(1).collect();
+        let mut answer = Response::builder().header("content-type", OCI_INDEX);
+        if at + 1 < all.len() {
+            answer = answer.header("link", format!("</v2/{name}/referrers/{subject}?at={}>; rel=\"next\"", at + 1));
+        }
+        let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": page });
+        Ok(answer.body(body::full(index.to_string().into()))?)
+    }
+
+    async fn put_manifest(&self, request: Request<Incoming>, path: &str) -> Result<Response<Body>, BoxError> {
+        let (parts, body) = request.into_parts();
+        let bytes = body.collect().await?.to_bytes();
+        let mut answer = self.forward(Request::from_parts(parts, body::full(bytes.clone())), path).await?.map(into_body);
+        let manifest: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        if let Some(subject) = manifest["subject"]["digest"].as_str().filter(|_| answer.status() == StatusCode::CREATED) {
+            let name = path.split_once("/manifests/").map(|(name, _)| name.trim_start_matches("/v2/").to_owned()).unwrap_or_default();
+            let mut descriptor = json!({ "mediaType": manifest["mediaType"], "digest": digest(&bytes), "size": bytes.len() });
+            for field in ["artifactType", "annotations"] {
+                if !manifest[field].is_null() {
+                    descriptor[field] = manifest[field].clone();
+                }
+            }
+            let mut known = self.known.lock().unwrap();
+            let list = known.entry((name, subject.to_owned())).or_default();
+            if list.iter().all(|other| other["digest"] != descriptor["digest"]) {
+                list.push(descriptor);
+            }
+            answer.headers_mut().insert("oci-subject", subject.parse()?);
+        }
+        Ok(answer)
+    }
+
+    async fn forward(&self, mut request: Request<Body>, path: &str) -> Result<Response<Incoming>, BoxError> {
+        *request.uri_mut() = format!("http://{}{path}", self.to).parse()?;
+        // The registry makes its locations of the host that it was asked by: that stays this one.
+        Ok(self.http.request(request).await?)
+    }
+
+    async fn pass(&self, request: Request<Incoming>, path: &str, act: Act) -> Result<Response<Body>, BoxError> {
+        let (parts, incoming) = request.into_parts();
+        let cut = matches!(act, Act::CutRequest(_));
+        let sent: Body = match act {
+            Act::CutRequest(at) => {
+                let frames = cut_after(incoming, at);
+                http_body_util::StreamBody::new(frames).boxed_unsync()
+            }
+            _ => into_body(incoming),
+        };
+        let answer = self.forward(Request::from_parts(parts, sent), path).await?;
+        if cut {
+            return Err("cut".into());
+        }
+        let (parts, incoming) = answer.into_parts();
+        let body: Body = match act {
+            Act::Cut(at) => http_body_util::StreamBody::new(cut_after(incoming, at)).boxed_unsync(),
+            Act::Flip(at) => {
+                let mut left = at;
+                let frames = incoming.into_data_stream().map(move |chunk| {
+                    let mut chunk = chunk.map_err(BoxError::from)?.to_vec();
+                    if left < chunk.len() {
+                        chunk[left] ^= 1;
+                        left = usize::MAX;
+                    } else if left != usize::MAX {
+                        left -= chunk.len();
+                    }
+                    Ok::<_, BoxError>(hyper::body::Frame::data(Bytes::from(chunk)))
+                });
+                http_body_util::StreamBody::new(frames).boxed_unsync()
+            }
+            Act::Slowly(pause) => {
+                let pieces = incoming.into_data_stream().flat_map(|chunk| match chunk {
+                    Ok(chunk) => stream::iter(
+                        (0..chunk.len())
+                            .step_by(64 << 10)
+                            .map(|at| Ok(chunk.slice(at..chunk.len().min(at + (64 << 10)))))
+                            .collect::<Vec<_>>(),
+                    ),
+                    Err(error) => stream::iter(vec![Err(BoxError::from(error))]),
+                });
+                let frames = pieces.then(move |piece| async move {
+                    tokio::time::sleep(pause).await;
+                    piece.map(hyper::body::Frame::data)
+                });
+                http_body_util::StreamBody::new(frames).boxed_unsync()
+            }
+            _ => into_body(incoming),
+        };
+        Ok(Response::from_parts(parts, body))
+    }
+}
+
+fn into_body(incoming: Incoming) -> Body {
+    incoming.map_err(BoxError::from).boxed_unsync()
+}
+
+fn cut_after(incoming: Incoming, at: usize) -> impl futures_util::Stream<Item = Result<hyper::body::Frame<Bytes>, BoxError>> {
+    let mut left = at;
+    incoming.into_data_stream().map(move |chunk| {
+        let chunk = chunk.map_err(BoxError::from)?;
+        if left == 0 {
+            return Err("cut".into());
+        }
+        let chunk = chunk.slice(..chunk.len().min(left));
+        left -= chunk.len();
+        Ok(hyper::body::Frame::data(chunk))
+    })
+}
