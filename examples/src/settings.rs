@@ -389,6 +389,22 @@ impl Settings {
         })
     }
 
+    /// Whether that side is a bucket.
+    pub fn is_bucket(&self, source: bool) -> bool {
+        let (directory, images) = if source {
+            (&self.source_directory, self.source_registry.is_some() || self.source_ecr.is_some() || self.source_layout.is_some())
+        } else {
+            let images = self.destination_registry.is_some() || self.destination_ecr.is_some() || self.destination_layout.is_some();
+            (&self.destination_directory, images)
+        };
+        directory.is_none() && !images
+    }
+
+    /// Whether images come from a registry or layout.
+    pub fn moves_images(&self) -> bool {
+        self.source_registry.is_some() || self.source_ecr.is_some() || self.source_layout.is_some()
+    }
+
     /// The bucket that objects come from.
     pub fn source_bucket(&self) -> anyhow::Result<S3Store> {
         S3Store::new(self.source.clone()).context("source")

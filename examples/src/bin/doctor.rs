@@ -2,16 +2,18 @@
 
 #![expect(clippy::print_stdout, reason = "a program for people")]
 
+use bytes::Bytes;
 use clap::Parser;
 use dth_core::{
+    checksum::{Algorithm, Checksum},
     env::{Env, SystemEnv},
     error::{Error, ErrorKind, Result},
     index::ListRequest,
     key_map::KeyMap,
     object::{ETag, ObjectKey},
     queue::{Message, Queue},
-    sink::{Body, Condition, Part, PutOptions, UploadId},
-    source::ReadOptions,
+    sink::{Body, Condition, Part, PutOptions, Sink, UploadId},
+    source::{ReadOptions, Source},
     state::{PackId, Record, RecordWrite, RunId, Status},
 };
 use dth_examples::Settings;
@@ -37,8 +39,8 @@ async fn main() -> anyhow::Result<ExitCode> {
     let settings = Settings::load(&args.config)?;
     let (source, sink) = (settings.source().await?, settings.sink(None).await?);
     let mut doctor = Doctor::default();
-    for (side, directory) in [("source", &settings.source_directory), ("destination", &settings.destination_directory)] {
-        if directory.is_none() {
+    for side in ["source", "destination"] {
+        if settings.is_bucket(side == "source") {
             let bucket = if side == "source" { settings.source_bucket()? } else { settings.destination_bucket()? };
             if let Some(facts) =
                 doctor.tell(&format!("{side}: credentials, clock, region"), "a valid key pair", bucket.bucket_facts().await)
@@ -47,6 +49,20 @@ async fn main() -> anyhow::Result<ExitCode> {
             }
         }
     }
+    if settings.moves_images() {
+        images(&mut doctor, &settings, &*source, &*sink, args.write).await;
+    } else {
+        objects(&mut doctor, &settings, &*source, &*sink, args.write).await;
+    }
+    if settings.cluster.is_some() {
+        cluster(&settings, &mut doctor, args.write).await;
+    }
+    alarms(&settings, &mut doctor, args.write).await;
+    Ok(ExitCode::from(if doctor.failed { dth_examples::INCOMPLETE } else { dth_examples::OK }))
+}
+
+/// Buckets and directories.
+async fn objects(doctor: &mut Doctor, settings: &Settings, source: &dyn Source, sink: &dyn Sink, write: bool) {
     let request = ListRequest { prefix: settings.finder.prefix.clone(), max: Some(10), ..ListRequest::default() };
     let page = doctor.tell("source: list", "s3:ListBucket", source.list(&request).await);
     let readable = page.and_then(|p| p.entries.into_iter().find(|e| e.size.is_some_and(|s| s > 0)));
@@ -58,7 +74,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     let request = ListRequest { prefix: prefix.clone(), max: Some(1), ..ListRequest::default() };
     doctor.tell("destination: list", "s3:ListBucket", sink.list(&request).await);
     doctor.tell("destination: list uploads", "s3:ListBucketMultipartUploads", sink.list_uploads(&prefix, None).await);
-    if args.write {
+    if write {
         let key = ObjectKey::new(format!("{prefix}.dth-doctor-{}", std::process::id()));
         let absent = PutOptions { condition: Condition::Absent, ..PutOptions::default() };
         let put = || sink.put(&key, Body::Bytes(vec!["probe".into()]), &absent);
@@ -73,11 +89,36 @@ async fn main() -> anyhow::Result<ExitCode> {
             doctor.tell("destination: delete", "s3:DeleteObject", sink.delete(&key, &Condition::None).await);
         }
     }
-    if settings.cluster.is_some() {
-        cluster(&settings, &mut doctor, args.write).await;
+}
+
+/// Registries and layouts.
+async fn images(doctor: &mut Doctor, settings: &Settings, source: &dyn Source, sink: &dyn Sink, write: bool) {
+    let pull =
+        "the right to pull; in ECR ecr:GetAuthorizationToken, DescribeRepositories, DescribeImages, BatchGetImage, GetDownloadUrlForLayer";
+    let push = "the right to push; in ECR ecr:InitiateLayerUpload, UploadLayerPart, CompleteLayerUpload, PutImage, BatchCheckLayerAvailability, \
+                and CreateRepository where repositories are made";
+    let request = ListRequest { prefix: settings.finder.prefix.clone(), max: Some(10), ..ListRequest::default() };
+    let page = doctor.tell("source: list what is selected", pull, source.list(&request).await);
+    let Some(first) = page.and_then(|page| page.entries.into_iter().next()) else {
+        println!("-     source: no image is selected: nothing else is tried");
+        return;
+    };
+    let family = doctor.tell(&format!("source: manifest of {}", first.key), pull, source.children(&first).await);
+    let blob = family.and_then(|family| family.children.into_iter().min_by_key(|child| child.size));
+    if let Some(blob) = blob {
+        doctor.tell(&format!("source: read {}", blob.key), pull, source.read(&blob.key, &ReadOptions::default()).await.map(drop));
     }
-    alarms(&settings, &mut doctor, args.write).await;
-    Ok(ExitCode::from(if doctor.failed { dth_examples::INCOMPLETE } else { dth_examples::OK }))
+    let there = KeyMap::new(&settings.destination_prefix).to_destination(&first.key);
+    doctor.tell(&format!("destination: look for {there}"), pull, sink.find(std::slice::from_ref(&there)).await);
+    if write {
+        // In no manifest, so that the registry clears it away by itself.
+        let body = Bytes::from_static(b"probe of dth doctor");
+        let sum = Checksum::of(Algorithm::Sha256, std::slice::from_ref(&body)).to_hex();
+        let name = there.as_str().split([':', '@']).next().unwrap_or_default();
+        let key = ObjectKey::new(format!("{name}#sha256:{sum}"));
+        let put = sink.put(&key, Body::Bytes(vec![body]), &PutOptions::default()).await;
+        doctor.tell(&format!("destination: write a blob to {name}"), push, put);
+    }
 }
 
 /// Queue and table in AWS.
