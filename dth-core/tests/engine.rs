@@ -79,7 +79,7 @@ async fn children_arrive_before_their_entry() {
 }
 
 /// R6: however many need it at once, a blob is brought once, and linked for the others.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_blob_that_many_need_is_brought_once() {
     let (source, sink) = (graph(false), graph(true));
     for n in 0..20 {
@@ -88,7 +88,7 @@ async fn a_blob_that_many_need_is_brought_once() {
         source.insert(format!("app{n}/base"), vec![7; 20_000]);
         source.insert(format!("app{n}/own"), format!("own {n}"));
     }
-    let weather = Arc::new(Weather::new(Arc::new(SeededEnv::new(1)), Faults::default()));
+    let weather = Arc::new(Weather::new(Arc::new(SeededEnv::new(1)), Faults { latency: 200, ..Faults::default() }));
     weather.keep_log();
     let counted = Chaos::new(Arc::new(sink.clone()), Arc::clone(&weather), 0);
     let filter = FilterSettings { include: vec!["*".into()], ..FilterSettings::default() };
