@@ -50,13 +50,6 @@ fn graph(links: bool) -> MemoryStore {
     MemoryStore::new(MemoryStoreSettings { children: Some(children), etag: EtagKind::Digest, links, ..MemoryStoreSettings::default() })
 }
 
-fn watched(sink: &MemoryStore) -> Arc<Mutex<Vec<String>>> {
-    let order: Arc<Mutex<Vec<String>>> = Arc::default();
-    let seen = Arc::clone(&order);
-    sink.watch(Box::new(move |key, _| seen.lock().unwrap().push(key.as_str().to_owned())));
-    order
-}
-
 /// Leaves first, each only if the sink lacks it, the entry itself last.
 #[tokio::test]
 async fn children_arrive_before_their_entry() {
@@ -68,7 +61,9 @@ async fn children_arrive_before_their_entry() {
         source.insert(name, body);
     }
     sink.insert("blob/known", "known");
-    let order = watched(&sink);
+    let order: Arc<Mutex<Vec<String>>> = Arc::default();
+    let seen = Arc::clone(&order);
+    sink.watch(Box::new(move |key, _| seen.lock().unwrap().push(key.as_str().to_owned())));
     let ended = task(&source, &sink).copy_one(&"index".into()).await.unwrap();
     assert_eq!((ended.outcome, ended.bytes), (Outcome::Copied, 21 + 18 + 22 + 1 + 6));
     let order = order.lock().unwrap();

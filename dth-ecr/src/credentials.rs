@@ -68,11 +68,18 @@ pub trait LoginSource: fmt::Debug + Send + Sync + 'static {
 /// The login of a configuration. It is kept for some minutes only: files and helpers are asked again.
 const KEPT: Duration = Duration::from_secs(300);
 
+#[derive(Debug, Clone)]
+struct Known {
+    /// `None` to ask anonymously.
+    login: Option<Login>,
+    until: Instant,
+}
+
 /// A login that is renewed before it ends.
 #[derive(Debug)]
 pub(crate) struct Logins {
     source: Arc<dyn LoginSource>,
-    known: Mutex<Option<(Option<Login>, Instant)>>,
+    known: Mutex<Option<Known>>,
     /// One asks; the others wait for the answer.
     asking: tokio::sync::Mutex<()>,
 }
@@ -83,17 +90,17 @@ impl Logins {
     }
 
     pub(crate) async fn current(&self) -> Result<Option<Login>> {
-        if let Some(login) = self.fresh() {
-            return Ok(login);
+        if let Some(known) = self.fresh() {
+            return Ok(known.login);
         }
         let _asking = self.asking.lock().await;
-        if let Some(login) = self.fresh() {
-            return Ok(login);
+        if let Some(known) = self.fresh() {
+            return Ok(known.login);
         }
         let (login, good_for) = self.source.login().await?;
         // Renewed while it is still good, so that nothing under way is refused.
-        let until = Instant::now() + good_for.map_or(KEPT, |time| time - time / 10);
-        *self.lock() = Some((login.clone(), until));
+        let until = Instant::now() + good_for.map_or(KEPT, |time| time.mul_f64(0.9));
+        *self.lock() = Some(Known { login: login.clone(), until });
         Ok(login)
     }
 
@@ -102,11 +109,11 @@ impl Logins {
         *self.lock() = None;
     }
 
-    fn fresh(&self) -> Option<Option<Login>> {
-        self.lock().as_ref().filter(|(_, until)| *until > Instant::now()).map(|(login, _)| login.clone())
+    fn fresh(&self) -> Option<Known> {
+        self.lock().clone().filter(|known| known.until > Instant::now())
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<(Option<Login>, Instant)>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Known>> {
         self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }

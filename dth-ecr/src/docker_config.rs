@@ -35,7 +35,8 @@ struct File {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Auth {
-    auth: String,
+    #[serde(rename = "auth")]
+    pair: String,
     username: String,
     password: Option<Secret>,
     identitytoken: Option<Secret>,
@@ -104,9 +105,9 @@ impl Auth {
         if let Some(token) = self.identitytoken.clone().filter(|token| !token.expose().is_empty()) {
             return Ok(Some(Login::Identity(token)));
         }
-        if !self.auth.is_empty() {
+        if !self.pair.is_empty() {
             let wrong = "`auth` is not user:password in base64";
-            let pair = String::from_utf8(STANDARD.decode(self.auth.trim()).map_err(|_| wrong)?).map_err(|_| wrong)?;
+            let pair = String::from_utf8(STANDARD.decode(self.pair.trim()).map_err(|_| wrong)?).map_err(|_| wrong)?;
             let (username, password) = pair.split_once(':').ok_or(wrong)?;
             let password = Secret::new(password.trim_end_matches('\0'));
             return Ok(Some(Login::Basic { username: username.into(), password }));
@@ -161,8 +162,8 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
-    fn basic(username: &str, password: &str) -> Option<Login> {
-        Some(Login::Basic { username: username.into(), password: Secret::new(password) })
+    fn basic(username: &str, password: &str) -> Login {
+        Login::Basic { username: username.into(), password: Secret::new(password) }
     }
 
     #[tokio::test]
@@ -176,9 +177,9 @@ mod tests {
         );
         std::fs::write(&path, file).unwrap();
         let of = |registry: &'static str| login(Some(&path), registry);
-        assert_eq!(of("r:5000").await.unwrap(), basic("user", "pass:word"));
+        assert_eq!(of("r:5000").await.unwrap(), Some(basic("user", "pass:word")));
         assert_eq!(of("docker.io").await.unwrap(), Some(Login::Identity(Secret::new("t"))));
-        assert_eq!(of("quay.io").await.unwrap(), basic("u", "p"));
+        assert_eq!(of("quay.io").await.unwrap(), Some(basic("u", "p")));
         assert_eq!((of("empty").await.unwrap(), of("unknown").await.unwrap()), (None, None));
         let error = of("bad").await.unwrap_err().chain();
         assert!(error.contains("config.json") && !error.contains("canary"), "{error}");
@@ -198,7 +199,7 @@ mod tests {
         std::fs::write(&helper, script).unwrap();
         std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o755)).unwrap();
         let ask = |name: &'static str| run(helper.display().to_string(), name);
-        assert_eq!(ask("r").await.unwrap(), basic("u", "s"));
+        assert_eq!(ask("r").await.unwrap(), Some(basic("u", "s")));
         assert_eq!(ask("t").await.unwrap(), Some(Login::Identity(Secret::new("s"))));
         assert_eq!(ask("unknown").await.unwrap(), None);
         let error = ask("x").await.unwrap_err().chain();

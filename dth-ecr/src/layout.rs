@@ -391,7 +391,7 @@ impl Sink for OciLayout {
         // What refers to another is found by the index, too; a child is found by its parent.
         let tagged = matches!(image, ImageKey::Tag { .. });
         if tagged || manifest.subject().is_some() {
-            let mut descriptor = manifest.as_referrer()?;
+            let mut descriptor = manifest.as_referrer();
             if tagged {
                 descriptor["annotations"] = json!({ REF_NAME: key.as_str() });
             } else {

@@ -132,7 +132,7 @@ impl Manifest {
     }
 
     /// How it stands in an index of referrers.
-    pub(crate) fn as_referrer(&self) -> Result<Value> {
+    pub(crate) fn as_referrer(&self) -> Value {
         let value: Value = serde_json::from_slice(&self.bytes).unwrap_or_default();
         let artifact = value.get("artifactType").or_else(|| value.get("config").and_then(|c| c.get("mediaType"))).cloned();
         let mut descriptor = serde_json::json!({ "mediaType": self.media_type, "digest": self.digest, "size": self.bytes.len() });
@@ -141,7 +141,7 @@ impl Manifest {
                 descriptor[name] = found;
             }
         }
-        Ok(descriptor)
+        descriptor
     }
 
     /// The same with only these platforms; itself where it is no index, or lacks none of them.

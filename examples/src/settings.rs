@@ -356,7 +356,7 @@ impl Settings {
     /// The source.
     pub async fn source(&self) -> anyhow::Result<Arc<dyn Source>> {
         let side = Side {
-            side: "source",
+            called: "source",
             bucket: &self.source,
             directory: self.source_directory.as_deref(),
             registry: self.source_registry.as_ref(),
@@ -374,7 +374,7 @@ impl Settings {
     /// The sink. A registry notes in `notes` what it will want to know again.
     pub async fn sink(&self, notes: Option<Arc<dyn StateStore>>) -> anyhow::Result<Arc<dyn Sink>> {
         let side = Side {
-            side: "destination",
+            called: "destination",
             bucket: &self.destination,
             directory: self.destination_directory.as_deref(),
             registry: self.destination_registry.as_ref(),
@@ -428,7 +428,7 @@ fn without_value(message: &str) -> String {
 
 /// What the settings of one side name; one of them at most.
 struct Side<'a> {
-    side: &'static str,
+    called: &'static str,
     bucket: &'a S3Config,
     directory: Option<&'a Path>,
     registry: Option<&'a RegistryConfig>,
@@ -446,7 +446,7 @@ enum Opened {
 
 impl Side<'_> {
     async fn opened(&self, notes: Option<Arc<dyn StateStore>>) -> anyhow::Result<Opened> {
-        let side = self.side;
+        let side = self.called;
         let of_ecr = self.ecr.is_some();
         let named = [
             (*self.bucket != S3Config::default(), format!("[{side}]")),

@@ -6,4 +6,4 @@ mod store;
 
 pub use queue::MemoryQueue;
 pub use state::MemoryState;
-pub use store::{Change, MemoryStore, MemoryStoreSettings, StoredObject, Watch};
+pub use store::{Change, MemoryStore, MemoryStoreSettings, StoredObject, TellChildren, Watch};

@@ -19,6 +19,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
+/// Tells by the bytes of an entry which others it needs.
+pub type TellChildren = fn(&[u8]) -> Vec<ObjectKey>;
+
 /// What a [`MemoryStore`] is like.
 #[derive(Debug, Clone)]
 pub struct MemoryStoreSettings {
@@ -44,7 +47,7 @@ pub struct MemoryStoreSettings {
     /// Bytes of one chunk of a body.
     pub chunk: usize,
     /// Which entries must be at the destination before an entry; its bytes tell.
-    pub children: Option<fn(&[u8]) -> Vec<ObjectKey>>,
+    pub children: Option<TellChildren>,
     /// Whether its listings tell nothing but keys, so that, as a destination, it is rather asked for those of the source.
     pub looked_up: bool,
     /// Whether a child whose bytes lie under another key is linked from there ([`Sink::place`]).

@@ -192,7 +192,8 @@ pub(super) struct Turn {
     flights: Flights,
     etag: ETag,
     flight: Option<Arc<Flight>>,
-    _alone: Option<OwnedMutexGuard<()>>,
+    /// Given back when the turn ends.
+    alone: Option<OwnedMutexGuard<()>>,
 }
 
 impl Flights {
@@ -206,11 +207,11 @@ impl Flights {
                 flight
             })
         };
-        let mut turn = Turn { flights: self.clone(), etag: etag.clone(), flight: Some(Arc::clone(&flight)), _alone: None };
+        let mut turn = Turn { flights: self.clone(), etag: etag.clone(), flight: Some(Arc::clone(&flight)), alone: None };
         if !flight.landed.load(Relaxed) {
             let alone = Arc::clone(&flight.turn).lock_owned().await;
             // Linking needs no turn.
-            turn._alone = Some(alone).filter(|_| !flight.landed.load(Relaxed));
+            turn.alone = Some(alone).filter(|_| !flight.landed.load(Relaxed));
         }
         turn
     }

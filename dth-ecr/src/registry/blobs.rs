@@ -230,7 +230,7 @@ mod tests {
         assert_eq!(one.claim("sha256:b").await.unwrap(), Turn::Theirs);
         tokio::time::sleep(CLAIM / 2).await;
         two.claim_again("sha256:b").await;
-        tokio::time::sleep(CLAIM - Duration::from_secs(5)).await;
+        tokio::time::sleep(CLAIM * 3 / 4).await;
         assert_eq!(one.claim("sha256:b").await.unwrap(), Turn::Theirs, "it said so again");
         tokio::time::sleep(Duration::from_secs(10)).await;
         assert_eq!(one.claim("sha256:b").await.unwrap(), Turn::Ours(None));

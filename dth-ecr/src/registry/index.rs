@@ -55,6 +55,13 @@ struct Referrer {
     digest: String,
 }
 
+/// The answer to which repositories there are, and when it was given; `None` where the registry does not tell.
+#[derive(Debug)]
+struct Present {
+    asked: Instant,
+    names: Option<HashSet<String>>,
+}
+
 /// What is known of which repositories there are.
 #[derive(Debug, Default)]
 pub(super) struct Repositories {
@@ -63,7 +70,7 @@ pub(super) struct Repositories {
     /// Those that were made, or found, by this process.
     pub(super) ensured: tokio::sync::Mutex<HashSet<String>>,
     /// Those that are there, where that is known.
-    present: tokio::sync::Mutex<Option<(Instant, Option<Arc<HashSet<String>>>)>>,
+    present: tokio::sync::Mutex<Option<Present>>,
 }
 
 #[async_trait]
@@ -403,14 +410,14 @@ impl Registry {
     /// Whether a repository is known not to be there, so that nothing needs to be looked for in it.
     pub(super) async fn is_new(&self, name: &str) -> Result<bool> {
         let mut present = self.inner.repositories.present.lock().await;
-        if let Some((asked, names)) = &*present
+        if let Some(Present { asked, names }) = &*present
             && asked.elapsed() < KNOWN
         {
             return Ok(names.as_ref().is_some_and(|names| !names.contains(name)));
         }
         // Who may not list, or has too much to be listed for this, looks.
         let names = match self.catalog(Some(1)).await {
-            Ok((names, true)) => Some(Arc::new(names.into_iter().collect::<HashSet<_>>())),
+            Ok((names, true)) => Some(names.into_iter().collect::<HashSet<_>>()),
             Ok((_, false)) => None,
             Err(error) if error.is_retryable() => return Err(error),
             Err(error) => {
@@ -419,7 +426,7 @@ impl Registry {
             }
         };
         let new = names.as_ref().is_some_and(|names| !names.contains(name));
-        *present = Some((Instant::now(), names));
+        *present = Some(Present { asked: Instant::now(), names });
         Ok(new)
     }
 }

@@ -233,7 +233,7 @@ impl Registry {
         if manifests.iter().any(|m| m.get("digest").and_then(Value::as_str) == Some(&*manifest.digest)) {
             return Ok(());
         }
-        manifests.push(manifest.as_referrer()?);
+        manifests.push(manifest.as_referrer());
         let bytes = Bytes::from(index.to_string());
         let scope = Scope::Push(name.to_owned());
         let call = self.call(Op::Put, Action::PutManifest, Method::PUT, &image, scope).header(header::CONTENT_TYPE, OCI_INDEX)?;

@@ -172,7 +172,7 @@ impl Registry {
                 match state.registry.rest_of(&state.image, state.at, state.end).await {
                     Ok(body) => state.body = body,
                     Err(error) if error.is_retryable() && error.kind() != ErrorKind::Corrupt => {
-                        state.body = stream::iter([Err(error)]).boxed()
+                        state.body = stream::iter([Err(error)]).boxed();
                     }
                     Err(_) => return Err(broken),
                 }

@@ -154,10 +154,10 @@ impl Auth {
             Some(Scheme::Bearer { .. }) => {
                 let slot = self.slot(scopes);
                 let ours: BTreeSet<String> = scopes.iter().map(Scope::text).collect();
-                let news = named
-                    .into_iter()
-                    .filter(|scope| !ours.contains(scope))
-                    .fold(false, |news, scope| lock(&slot.more).insert(scope) || news);
+                let mut news = false;
+                for scope in named.into_iter().filter(|scope| !ours.contains(scope)) {
+                    news |= lock(&slot.more).insert(scope);
+                }
                 slot.drop_token(used);
                 // A token that was fresh is not refused for its age: asked again, it would be refused again.
                 Ok(used.is_none() || news || self.is_renewed(used, scopes).await)

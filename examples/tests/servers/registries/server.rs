@@ -65,7 +65,7 @@ impl DockerRegistry {
                 let made = Command::new("htpasswd").args(["-Bbn", "user", "pass:word"]).output().unwrap();
                 assert!(made.status.success(), "htpasswd (Debian's apache2-utils)");
                 std::fs::write(folder.path().join("users"), made.stdout).unwrap();
-                write!(config, "auth: {{htpasswd: {{realm: r, path: {}/users}}}}\n", folder.path().display()).unwrap();
+                writeln!(config, "auth: {{htpasswd: {{realm: r, path: {}/users}}}}", folder.path().display()).unwrap();
             }
             Auth::Token(ttl) => {
                 let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/servers/registries/token_server.py");
@@ -80,9 +80,9 @@ impl DockerRegistry {
                     sleep(Duration::from_millis(50)).await;
                 }
                 children.push(child);
-                write!(
+                writeln!(
                     config,
-                    "auth: {{token: {{realm: 'http://127.0.0.1:{token_port}/token', service: registry, issuer: dth-test, rootcertbundle: {}/token.crt}}}}\n",
+                    "auth: {{token: {{realm: 'http://127.0.0.1:{token_port}/token', service: registry, issuer: dth-test, rootcertbundle: {}/token.crt}}}}",
                     folder.path().display()
                 )
                 .unwrap();

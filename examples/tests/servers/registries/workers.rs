@@ -18,9 +18,9 @@ use tokio::time::sleep;
 fn settings(folder: &Path, source: &str, destination: &str, images: &[String]) -> PathBuf {
     let file = folder.join("task.toml");
     let text = format!(
-        "state = {:?}\n[source_registry]\nregistry = {source:?}\ninsecure = true\nselect.images = {images:?}\n{destination}\n\
+        "state = \"{}\"\n[source_registry]\nregistry = {source:?}\ninsecure = true\nselect.images = {images:?}\n{destination}\n\
          [worker]\nlease_seconds = 5\n[worker.transfer.retry]\ntries = 3\n",
-        folder.join("state.db")
+        folder.join("state.db").display()
     );
     std::fs::write(&file, text).unwrap();
     file
@@ -122,7 +122,7 @@ async fn repositories_of_ecr_are_made_listed_and_cleared() {
         std::fs::write(&file, text).unwrap();
         file.display().to_string()
     };
-    let state = |name: &str| format!("state = {:?}\ndestination_prefix = \"mirror\"\n", folder.path().join(name));
+    let state = |name: &str| format!("state = \"{}\"\ndestination_prefix = \"mirror\"\n", folder.path().join(name).display());
     let copy = async |file: &str, more: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ecr_copy"));
         command.args(["-c", file]).args(more).env("ECR_ACCESS_KEY_ID", "test").env("ECR_SECRET_ACCESS_KEY", "test").stdin(Stdio::null());
@@ -176,7 +176,7 @@ async fn repositories_of_ecr_are_made_listed_and_cleared() {
     .await
     .unwrap();
     let more = "select.repositories = [\"mirror/**\"]\nselect.untagged = true";
-    let text = format!("state = {:?}\n", folder.path().join("c.db"))
+    let text = format!("state = \"{}\"\n", folder.path().join("c.db").display())
         + &plain("source", &host, more)
         + &of_ecr("source")
         + &plain("destination", &back.host, "");
