@@ -54,6 +54,11 @@ async fn workers_send_each_blob_once() {
     let folder = tempfile::tempdir().unwrap();
     let file = settings(folder.path(), &slow.host, &format!("{}\n[finder]\npack_jobs = 3", to(&there.host)), &list);
     let config = file.display().to_string();
+    let told = run(env!("CARGO_BIN_EXE_doctor"), &["-c", &config, "--write"]).await;
+    let told = (told.status.success(), String::from_utf8_lossy(&told.stdout).into_owned());
+    let tried = ["source: list what is selected", "source: manifest of app0:v1", "destination: write a blob to app0"];
+    assert!(told.0 && tried.iter().all(|what| told.1.contains(&format!("ok    {what}"))), "{}", told.1);
+    there.requests().await;
     let mut workers: Vec<_> =
         (0..2).map(|_| Command::new(env!("CARGO_BIN_EXE_worker")).args(["-c", &config]).stdin(Stdio::null()).spawn().unwrap()).collect();
     let found = run(env!("CARGO_BIN_EXE_finder"), &["-c", &config, "--wait"]).await;
