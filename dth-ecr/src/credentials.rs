@@ -68,6 +68,9 @@ pub trait LoginSource: fmt::Debug + Send + Sync + 'static {
 /// The login of a configuration. It is kept for some minutes only: files and helpers are asked again.
 const KEPT: Duration = Duration::from_secs(300);
 
+/// What is good for longer is asked for again all the same.
+const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+
 #[derive(Debug, Clone)]
 struct Known {
     /// `None` to ask anonymously.
@@ -99,7 +102,7 @@ impl Logins {
         }
         let (login, good_for) = self.source.login().await?;
         // Renewed while it is still good, so that nothing under way is refused.
-        let until = Instant::now() + good_for.map_or(KEPT, |time| time.mul_f64(0.9));
+        let until = Instant::now() + good_for.map_or(KEPT, |time| time.min(LONGEST).mul_f64(0.9));
         *self.lock() = Some(Known { login: login.clone(), until });
         Ok(login)
     }

@@ -66,6 +66,8 @@ pub(crate) async fn login(path: Option<&Path>, registry: &str) -> Result<Option<
         .map_err(|e| wrong(format!("line {}, column {}: not a Docker configuration", e.line(), e.column()).into()))?;
     let names = names_of(registry);
     let helper = names.iter().find_map(|name| file.cred_helpers.get(name)).or(file.creds_store.as_ref());
+    // An empty name turns a store off.
+    let helper = helper.filter(|helper| !helper.is_empty());
     if let Some(helper) = helper {
         for name in &names {
             if let Some(login) = ask(helper, name).await? {
@@ -78,7 +80,7 @@ pub(crate) async fn login(path: Option<&Path>, registry: &str) -> Result<Option<
 }
 
 fn default_path() -> Option<PathBuf> {
-    let folder = match std::env::var_os("DOCKER_CONFIG") {
+    let folder = match std::env::var_os("DOCKER_CONFIG").filter(|folder| !folder.is_empty()) {
         Some(folder) => PathBuf::from(folder),
         None => PathBuf::from(std::env::var_os("HOME")?).join(".docker"),
     };

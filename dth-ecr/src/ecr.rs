@@ -22,7 +22,12 @@ use dth_core::{
     secret::Secret,
 };
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 /// Which ECR, and how repositories are made there.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +62,8 @@ pub struct Ecr {
     config: EcrConfig,
     env: SharedEnv,
     region: String,
+    /// Repositories that were made, and lack their policy.
+    unfinished: Arc<Mutex<HashSet<String>>>,
 }
 
 impl fmt::Debug for Ecr {
@@ -76,16 +83,27 @@ impl Ecr {
     /// ECR with the region and credentials of an SDK's configuration.
     pub fn new(sdk: &SdkConfig, config: EcrConfig) -> Self {
         // The engine tries again, knowing what it does.
-        let client = aws_sdk_ecr::config::Builder::from(sdk).retry_config(aws_sdk_ecr::config::retry::RetryConfig::disabled()).build();
+        let patience = aws_sdk_ecr::config::timeout::TimeoutConfig::builder().operation_attempt_timeout(Duration::from_secs(30)).build();
+        let client = aws_sdk_ecr::config::Builder::from(sdk)
+            .retry_config(aws_sdk_ecr::config::retry::RetryConfig::disabled())
+            .timeout_config(patience)
+            .build();
         let region = sdk.region().map(ToString::to_string).unwrap_or_default();
-        Self { client: Client::from_conf(client), config, env: Arc::new(SystemEnv), region }
+        Self { client: Client::from_conf(client), config, env: Arc::new(SystemEnv), region, unfinished: Arc::default() }
     }
 
     /// Begins to put the registry together whose logins, listings and repositories are ECR's. Where `config` names no registry,
-    /// ECR tells which it is.
-    pub async fn registry(self, mut config: RegistryConfig) -> Result<RegistryBuilder> {
+    /// ECR tells which it is. `Invalid` where it names one of ECR in another account or region than this one.
+    pub async fn registry(mut self, mut config: RegistryConfig) -> Result<RegistryBuilder> {
         if config.registry.is_empty() {
             config.registry = self.authorization().await?.host;
+        } else if let Some((account, region)) = of_host(&config.registry) {
+            // Its API would otherwise be asked about another one than images are sent to.
+            let ours = self.config.account.get_or_insert_with(|| account.to_owned());
+            if *ours != account || self.region != region {
+                let why = format!("it is of account {account} in {region}, and ECR is asked in {} about account {ours}", self.region);
+                return Err(Error::new(ErrorKind::Invalid, Op::Configure, format!("registry = `{}`", config.registry)).with_source(why));
+            }
         }
         let ecr = Arc::new(self);
         Ok(Registry::builder(config).with_logins(Arc::clone(&ecr) as _).with_control_plane(ecr))
@@ -143,6 +161,7 @@ impl Ecr {
         if let Some(policy) = &settings.lifecycle_policy {
             let call = self.client.put_lifecycle_policy().repository_name(repository).set_registry_id(self.config.account.clone());
             call.lifecycle_policy_text(policy).send().await.map_err(|e| classify(Op::Configure, &target, e))?;
+            lock(&self.unfinished).remove(repository);
         }
         Ok(())
     }
@@ -188,7 +207,9 @@ impl ControlPlane for Ecr {
     async fn ensure(&self, repository: &str) -> Result<()> {
         let call = self.client.describe_repositories().repository_names(repository).set_registry_id(self.config.account.clone());
         let error = match call.send().await {
-            Ok(_) => return Ok(()),
+            Ok(_) if !lock(&self.unfinished).contains(repository) => return Ok(()),
+            // Made by us, and still without its policy.
+            Ok(_) => return self.create(repository, self.config.create.as_ref().unwrap_or(&RepositorySettings::default())).await,
             Err(error) => error,
         };
         let missing = matches!(error.as_service_error(), Some(DescribeRepositoriesError::RepositoryNotFoundException(_)));
@@ -217,6 +238,18 @@ impl ControlPlane for Ecr {
             None => Ok(()),
         }
     }
+}
+
+fn lock(names: &Mutex<HashSet<String>>) -> MutexGuard<'_, HashSet<String>> {
+    names.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Account and region of a registry of ECR: `ACCOUNT.dkr.ecr[-fips].REGION.amazonaws.com[.cn]`.
+fn of_host(host: &str) -> Option<(&str, &str)> {
+    let mut labels = host.split('.');
+    let account = labels.next().filter(|account| account.len() == 12 && account.bytes().all(|b| b.is_ascii_digit()))?;
+    let is_ecr = labels.next() == Some("dkr") && matches!(labels.next(), Some("ecr" | "ecr-fips"));
+    is_ecr.then(|| labels.next()).flatten().map(|region| (account, region))
 }
 
 fn classify<E>(op: Op, target: &str, error: SdkError<E>) -> Error
@@ -253,4 +286,22 @@ where
         told = told.with_code(code);
     }
     told.with_source(aws_sdk_ecr::error::DisplayErrorContext(error).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_tell_account_and_region() {
+        for (host, told) in [
+            ("123456789012.dkr.ecr.eu-west-1.amazonaws.com", Some(("123456789012", "eu-west-1"))),
+            ("123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn", Some(("123456789012", "cn-north-1"))),
+            ("123456789012.dkr.ecr-fips.us-gov-west-1.amazonaws.com", Some(("123456789012", "us-gov-west-1"))),
+            ("public.ecr.aws", None),
+            ("127.0.0.1:5000", None),
+        ] {
+            assert_eq!(of_host(host), told, "{host}");
+        }
+    }
 }

@@ -19,6 +19,14 @@ struct One {
     message: String,
 }
 
+/// Codes that say that something is not there.
+const NOT_THERE: [&str; 5] = ["NAME_UNKNOWN", "MANIFEST_UNKNOWN", "BLOB_UNKNOWN", "NOT_FOUND", "NAME_NOT_FOUND"];
+
+/// Whether a refusal tells that a login has ended: Amazon ECR says so by 403.
+pub(crate) fn is_expiry(page: &[u8]) -> bool {
+    String::from_utf8_lossy(page).contains("authorization token has expired")
+}
+
 /// Longest wait that a `Retry-After` is believed for.
 const LONGEST: Duration = Duration::from_secs(15 * 60);
 
@@ -26,7 +34,8 @@ const LONGEST: Duration = Duration::from_secs(15 * 60);
 pub(crate) fn of_answer(op: Op, target: String, status: StatusCode, headers: &HeaderMap, page: &[u8]) -> Error {
     let document: Document = serde_json::from_slice(page).unwrap_or_default();
     let first = document.errors.into_iter().next().unwrap_or_default();
-    let kind = kind(status, &first.code);
+    // The answer to HEAD has no body to tell more in.
+    let kind = kind(status, &first.code, op == Op::Head);
     let code = if first.code.is_empty() { status.as_u16().to_string() } else { first.code };
     let mut error = Error::new(kind, op, target).with_code(code);
     if !first.message.is_empty() {
@@ -39,7 +48,7 @@ pub(crate) fn of_answer(op: Op, target: String, status: StatusCode, headers: &He
     }
 }
 
-fn kind(status: StatusCode, code: &str) -> ErrorKind {
+fn kind(status: StatusCode, code: &str, reads_headers: bool) -> ErrorKind {
     match (status.as_u16(), code) {
         (_, "TOOMANYREQUESTS") | (429, _) => ErrorKind::Throttled,
         // The bytes that arrived are not those of the digest: they were broken on their way.
@@ -50,7 +59,11 @@ fn kind(status: StatusCode, code: &str) -> ErrorKind {
         (_, "NAME_INVALID") => ErrorKind::Unrepresentable,
         (_, "DENIED") | (403, _) => ErrorKind::Denied,
         (401, _) => ErrorKind::CredentialsExpired,
-        (404, _) => ErrorKind::NotFound,
+        // A gateway's 404 is not the registry's word: of a page without one of its codes nothing follows.
+        (404, code) if NOT_THERE.contains(&code) || reads_headers => ErrorKind::NotFound,
+        (404, _) => ErrorKind::Unavailable,
+        (409, _) => ErrorKind::Conflict,
+        (302 | 303 | 307, _) => ErrorKind::Unavailable,
         (408 | 425, _) => ErrorKind::Unavailable,
         (status, _) if status >= 500 => ErrorKind::Unavailable,
         _ => ErrorKind::Invalid,
@@ -80,6 +93,7 @@ mod tests {
         assert_eq!((of(400, "DIGEST_INVALID").kind(), of(404, "BLOB_UPLOAD_UNKNOWN").kind()), (ErrorKind::Corrupt, ErrorKind::Conflict));
         assert_eq!((of(404, "MANIFEST_UNKNOWN").kind(), of(400, "MANIFEST_INVALID").kind()), (ErrorKind::NotFound, ErrorKind::Invalid));
         assert_eq!((of(403, "DENIED").kind(), of(404, "MANIFEST_BLOB_UNKNOWN").kind()), (ErrorKind::Denied, ErrorKind::Conflict));
+        assert_eq!((of(409, "X").kind(), of(404, "").kind()), (ErrorKind::Conflict, ErrorKind::Unavailable));
         assert!(of(400, "X").chain().ends_with("(X): m\\n"), "{}", of(400, "X").chain());
         let page = of_answer(Op::Head, "r".into(), StatusCode::BAD_GATEWAY, &HeaderMap::new(), b"<html>");
         assert_eq!((page.kind(), page.code()), (ErrorKind::Unavailable, Some("502")));

@@ -14,17 +14,17 @@ use dth_core::{
     error::{Error, ErrorKind, Op, Result},
     index::{Index, IndexCapability, ListFrom, ListOrder, ListPage, ListRequest},
     object::{Attributes, ETag, Entry, EtagKind, ObjectInfo, ObjectKey, VersionId},
-    sink::{Body, Condition, Conditions, PutOptions, Sink, SinkCapability, Written},
+    sink::{Body, Condition, Conditions, Placed, PutOptions, Sink, SinkCapability, Written},
     source::{Family, Read, ReadOptions, ReadRange, Source, SourceCapability},
 };
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     fmt,
     io::SeekFrom,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 
@@ -46,7 +46,9 @@ pub struct OciLayout {
 struct Inner {
     root: PathBuf,
     repository: String,
-    writing: tokio::sync::Mutex<()>,
+    writing: Arc<tokio::sync::Mutex<()>>,
+    /// Manifests that are brought for others, and found by these.
+    children: Mutex<HashSet<ObjectKey>>,
 }
 
 impl fmt::Debug for OciLayout {
@@ -93,7 +95,7 @@ impl OciLayout {
             }
             Err(error) => return Err(invalid(error.to_string())),
         }
-        Ok(Self { inner: Arc::new(Inner { root, repository: repository.to_owned(), writing: tokio::sync::Mutex::default() }) })
+        Ok(Self { inner: Arc::new(Inner { root, repository: repository.to_owned(), writing: Arc::default(), children: Mutex::default() }) })
     }
 
     fn target(&self, what: impl fmt::Display) -> String {
@@ -148,7 +150,15 @@ impl OciLayout {
             };
             Some((key.to_key(), listed))
         });
-        Ok(listed.collect())
+        let mut all: BTreeMap<ObjectKey, Listed> = BTreeMap::new();
+        for (key, one) in listed {
+            if let Some(other) = all.get(&key).filter(|other| other.digest != one.digest) {
+                let why = format!("index.json gives the name `{key}` to {} and to {}", other.digest, one.digest);
+                return Err(Error::new(ErrorKind::Invalid, op, self.target("index.json")).with_source(why));
+            }
+            all.insert(key, one);
+        }
+        Ok(all)
     }
 
     /// The digest that a key has now, and its media type where the index tells.
@@ -200,6 +210,8 @@ impl OciLayout {
             let why = format!("{at} of {len} bytes came, with the digest {made:?}");
             return Err(Error::new(ErrorKind::Corrupt, Op::Put, self.target(digest)).with_source(why));
         }
+        // Without it, what becomes of the last write is told to nobody.
+        file.flush().await.map_err(io)?;
         file.sync_all().await.map_err(io)?;
         drop(file);
         temporary.persist(&path).map_err(|e| self.failed(Op::Put, digest, e.error))?;
@@ -209,7 +221,7 @@ impl OciLayout {
 
     /// Changes the index: whole, or not at all.
     async fn change(&self, op: Op, change: impl FnOnce(&mut Vec<Value>) + Send) -> Result<()> {
-        let _alone = self.inner.writing.lock().await;
+        let alone = Arc::clone(&self.inner.writing).lock_owned().await;
         let mut index = self.index(op).await?;
         if !index.get("manifests").is_some_and(Value::is_array) {
             index = empty_index();
@@ -220,6 +232,8 @@ impl OciLayout {
         let root = self.inner.root.clone();
         let text = index.to_string();
         let written = tokio::task::spawn_blocking(move || {
+            // Until it is done, whoever has given up on it.
+            let _alone = alone;
             let mut temporary = tempfile::Builder::new().prefix(".dth-").tempfile_in(&root)?;
             std::io::Write::write_all(&mut temporary, text.as_bytes())?;
             temporary.as_file().sync_all()?;
@@ -256,6 +270,23 @@ impl Index for OciLayout {
 
     fn carries(&self, key: &ObjectKey) -> bool {
         ImageKey::parse(key).is_some()
+    }
+
+    fn covers(&self, key: &ObjectKey) -> bool {
+        let index = std::fs::read(self.inner.root.join("index.json")).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
+        let manifests = index.as_ref().and_then(|index| index.get("manifests")).and_then(Value::as_array);
+        let names = manifests.into_iter().flatten().filter_map(|descriptor| self.key_of(descriptor));
+        ImageKey::parse(key).is_some_and(|image| names.into_iter().any(|listed| listed.name() == image.name()))
+    }
+
+    async fn find(&self, keys: &[ObjectKey]) -> Result<Vec<Option<Entry>>> {
+        // By the index: a file alone is some other image's.
+        let listed = self.listed(Op::Head).await?;
+        let entry = |key: &ObjectKey| {
+            let found = listed.get(key)?;
+            Some(Entry { size: found.size, ..Entry::new(key.clone(), 0, Some(ETag::new(&found.digest))) })
+        };
+        Ok(keys.iter().map(entry).collect())
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage> {
@@ -390,7 +421,8 @@ impl Sink for OciLayout {
         self.write(&manifest.digest, Body::Bytes(vec![manifest.bytes.clone()])).await?;
         // What refers to another is found by the index, too; a child is found by its parent.
         let tagged = matches!(image, ImageKey::Tag { .. });
-        if tagged || manifest.subject().is_some() {
+        let child = self.inner.children.lock().unwrap_or_else(std::sync::PoisonError::into_inner).contains(key);
+        if !child || manifest.subject().is_some() {
             let mut descriptor = manifest.as_referrer();
             if tagged {
                 descriptor["annotations"] = json!({ REF_NAME: key.as_str() });
@@ -404,6 +436,19 @@ impl Sink for OciLayout {
             .await?;
         }
         Ok(Written { etag: Some(ETag::new(&manifest.digest)), checksum: checksum_of(&manifest.digest), ..Written::default() })
+    }
+
+    async fn place(&self, key: &ObjectKey, child: &Entry) -> Result<Placed> {
+        let children = || self.inner.children.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if matches!(ImageKey::parse(key), Some(ImageKey::Manifest { .. })) {
+            children().insert(key.clone());
+        }
+        match self.head(key, None).await {
+            Ok(info) if child.size.is_none_or(|size| info.entry.size == Some(size)) => Ok(Placed::There),
+            Ok(_) => Ok(Placed::Unknown),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Placed::Absent),
+            Err(error) => Err(error),
+        }
     }
 
     async fn delete(&self, key: &ObjectKey, _: &Condition) -> Result<()> {

@@ -44,10 +44,13 @@ pub(crate) struct Manifest {
 #[serde(default, rename_all = "camelCase")]
 struct Parts {
     media_type: Option<String>,
+    #[serde(deserialize_with = "or_null")]
     manifests: Vec<Descriptor>,
     config: Option<Descriptor>,
+    #[serde(deserialize_with = "or_null")]
     layers: Vec<Descriptor>,
     /// Of artifacts, a form that was given up.
+    #[serde(deserialize_with = "or_null")]
     blobs: Vec<Descriptor>,
     subject: Option<Descriptor>,
     #[serde(rename = "fsLayers")]
@@ -59,6 +62,11 @@ struct Parts {
 #[serde(rename_all = "camelCase")]
 struct FsLayer {
     blob_sum: String,
+}
+
+/// A list that is not there, as some programs write it.
+fn or_null<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(d: D) -> std::result::Result<Vec<T>, D::Error> {
+    Ok(Option::deserialize(d)?.unwrap_or_default())
 }
 
 /// What must be there before a manifest.
@@ -100,14 +108,18 @@ impl Manifest {
     /// What must be there before it, each once. Layers that may not be distributed lie elsewhere, by their URLs: they are no part of
     /// a registry.
     pub(crate) fn children(&self) -> Result<Vec<Child>> {
-        let parts = self.parts()?;
+        let mut parts = self.parts()?;
+        if parts.schema_version == Some(1) {
+            // Its digest is of what was signed, and that has layers only.
+            parts = Parts { fs_layers: parts.fs_layers, ..Parts::default() };
+        }
         let of = |descriptor: &Descriptor, is_manifest| Child {
             digest: descriptor.digest().to_string(),
             size: Some(descriptor.size()),
             is_manifest,
         };
         let elsewhere = |d: &&Descriptor| !(is_foreign(d.media_type()) && d.urls().as_ref().is_some_and(|urls| !urls.is_empty()));
-        let mut children: Vec<Child> = parts.manifests.iter().map(|d| of(d, true)).collect();
+        let mut children: Vec<Child> = parts.manifests.iter().map(|d| of(d, is_manifest(d.media_type()))).collect();
         children.extend(parts.config.iter().chain(parts.layers.iter().filter(elsewhere)).chain(&parts.blobs).map(|d| of(d, false)));
         children.extend(parts.fs_layers.into_iter().map(|l| Child { digest: l.blob_sum, size: None, is_manifest: false }));
         let mut seen = std::collections::HashSet::new();
@@ -136,7 +148,7 @@ impl Manifest {
         let value: Value = serde_json::from_slice(&self.bytes).unwrap_or_default();
         let artifact = value.get("artifactType").or_else(|| value.get("config").and_then(|c| c.get("mediaType"))).cloned();
         let mut descriptor = serde_json::json!({ "mediaType": self.media_type, "digest": self.digest, "size": self.bytes.len() });
-        for (name, found) in [("artifactType", artifact), ("annotations", value.get("annotations").cloned())] {
+        for (name, found) in [("artifactType", artifact), ("annotations", value.get("annotations").filter(|a| a.is_object()).cloned())] {
             if let Some(found) = found {
                 descriptor[name] = found;
             }
@@ -152,6 +164,10 @@ impl Manifest {
         let mut value: Value =
             serde_json::from_slice(&self.bytes).map_err(|e| Error::new(ErrorKind::Invalid, Op::Read, target).with_source(e))?;
         let Some(manifests) = value.get_mut("manifests").and_then(Value::as_array_mut) else { return Ok(self) };
+        if manifests.iter().all(|manifest| manifest.get("platform").is_none()) {
+            // A list of something else than platforms.
+            return Ok(self);
+        }
         let (all, mut kept) = (manifests.len(), Vec::new());
         for manifest in manifests.iter() {
             let takes = |manifest: &Value| platforms.iter().any(|wanted| is_platform(manifest, wanted));
@@ -235,6 +251,12 @@ pub(crate) fn is_signed(media_type: &str) -> bool {
 
 fn is_known(media_type: &str) -> bool {
     matches!(media_type, OCI_INDEX | OCI_MANIFEST | DOCKER_LIST | DOCKER_MANIFEST | SCHEMA_1 | SCHEMA_1_SIGNED)
+}
+
+/// Whether a descriptor in an index is of a manifest: caches of builders list their layers there.
+fn is_manifest(media_type: &MediaType) -> bool {
+    let text = media_type.to_string();
+    is_known(&text) || text.contains(".manifest.") || text.contains(".index.")
 }
 
 fn is_foreign(media_type: &MediaType) -> bool {

@@ -122,7 +122,8 @@ impl Selected {
             }
         }
         Ok(Self {
-            everything: named.is_empty() && globs.is_none() && selection.images_file.is_none(),
+            // A list that names nothing is not the same as none.
+            everything: selection.images.is_empty() && selection.repositories.is_empty() && selection.images_file.is_none(),
             named,
             globs,
             tags: Tags::new(&selection.tags)?,
@@ -166,6 +167,8 @@ impl Selected {
         let name = key.name();
         let named = self.named.get(name);
         match key {
+            // They stand for a registry's API, and go with what they refer to.
+            ImageKey::Tag { tag, .. } if is_digest(&tag.replacen('-', ":", 1)) => false,
             ImageKey::Tag { tag, .. } => {
                 named.is_some_and(|n| n.all || n.tags.contains(tag)) || (self.takes_tags_of(name) && self.tags.takes(tag))
             }
@@ -359,6 +362,10 @@ mod tests {
             assert!(!selected.covers(&key(other)), "{other}");
         }
         assert!(Selected::new(&Selection::default(), "r").unwrap().covers(&key("x:y")));
+        let stands_for_the_api = key(&format!("b:{}", DIGEST.replace(':', "-")));
+        assert!(!selected.covers(&stands_for_the_api), "nothing would bring it back");
+        let nothing = Selected::new(&Selection { images: vec![",".into()], ..Selection::default() }, "r").unwrap();
+        assert!(!nothing.asks_for_repositories() && !nothing.covers(&key("x:y")), "an empty list is no registry");
     }
 
     #[test]

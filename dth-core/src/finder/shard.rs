@@ -4,7 +4,7 @@ use super::{Inner, Output, Overwrite, Shared, UnknownPolicy, lister::Lister};
 use crate::{
     error::Result,
     events::Event,
-    index::{ListFrom, ListRequest},
+    index::{Index, ListFrom, ListRequest},
     job::{Action, Job, Pack, Packer, Seen},
     manifest::Line,
     object::{Entry, ObjectKey},
@@ -30,6 +30,9 @@ const STEP_PACKS: usize = 8;
 /// Most requests, each for one key, to find the middle of a range.
 const PROBES: u64 = 24;
 
+/// Keys that are looked at by one call.
+const LOOKS: usize = 32;
+
 /// Pages listed for each of these requests.
 const PAGES_A_PROBE: u64 = 4;
 
@@ -42,6 +45,8 @@ struct Walk {
     sent: Vec<PackId>,
     /// What the listings do not tell enough of: looked at together.
     unseen: Vec<(Entry, There)>,
+    /// Keys that only the destination has, of which its listing tells no more.
+    extras: Vec<ObjectKey>,
     /// Same size, other etag: looked up together.
     ask: Vec<(Entry, Entry)>,
     /// For the manifest, where one of all objects is wanted.
@@ -78,6 +83,7 @@ impl Inner {
             totals: FinderTotals::default(),
             sent: Vec::new(),
             unseen: Vec::new(),
+            extras: Vec::new(),
             ask: Vec::new(),
             equal: Vec::new(),
             spools: self.spool.is_some() && matches!(shared.output, Output::Run(_)),
@@ -179,33 +185,59 @@ impl Inner {
         Some(key)
     }
 
+    /// Looks at many keys, some at a time: what was found is not asked for again because another answer was lost.
+    async fn find(&self, index: &dyn Index, keys: &[ObjectKey]) -> Result<Vec<Option<Entry>>> {
+        let mut found = Vec::with_capacity(keys.len());
+        for some in keys.chunks(LOOKS) {
+            found.extend(self.settings.retry.run(&*self.env, || index.find(some)).await?);
+        }
+        Ok(found)
+    }
+
+    /// What only the destination has, and its listing does not tell which it is: nothing is deleted that was not seen.
+    async fn look_at_extras(&self, walk: &mut Walk) -> Result<()> {
+        let extras = std::mem::take(&mut walk.extras);
+        let keys: Vec<ObjectKey> = extras.iter().map(|key| self.keys.to_destination(key)).collect();
+        for (key, there) in extras.into_iter().zip(self.find(&*self.sink, &keys).await?) {
+            if let Some(there) = there.filter(|there| there.etag.is_some()) {
+                self.extra(walk, &key, &there);
+            }
+        }
+        Ok(())
+    }
+
     /// Looks at what the listings did not tell: at the destination first, and at the source only what is at both.
     async fn look(&self, walk: &mut Walk, shared: &Shared) -> Result<()> {
+        self.look_at_extras(walk).await?;
         if walk.unseen.is_empty() {
             return Ok(());
         }
         reached(Branch::Looked);
-        let (retry, env) = (self.settings.retry, &*self.env);
         let mut pairs = std::mem::take(&mut walk.unseen);
         let lacks = |there: &There| matches!(there, There::Unseen) || matches!(there, There::Listed(entry) if entry.etag.is_none());
         let keys: Vec<ObjectKey> = pairs.iter().filter(|(_, t)| lacks(t)).map(|(e, _)| self.keys.to_destination(&e.key)).collect();
-        let mut found = retry.run(env, || self.sink.find(&keys)).await?.into_iter();
+        let mut found = self.find(&*self.sink, &keys).await?.into_iter();
         for (_, there) in pairs.iter_mut().filter(|(_, there)| lacks(there)) {
             *there = found.next().flatten().map_or(There::Nothing, There::Listed);
         }
         let both = |(entry, there): &(Entry, There)| entry.etag.is_none() && matches!(there, There::Listed(_));
         let keys: Vec<ObjectKey> = pairs.iter().filter(|pair| both(pair)).map(|(e, _)| e.key.clone()).collect();
-        let mut found = retry.run(env, || self.source.find(&keys)).await?.into_iter();
+        let mut found = self.find(&*self.source, &keys).await?.into_iter();
         for pair in pairs.iter_mut().filter(|pair| both(pair)) {
             // What is gone meanwhile is listed all the same: its job will find out.
             if let Some(now) = found.next().flatten() {
+                walk.totals.listed.bytes += now.size.unwrap_or(0).saturating_sub(pair.0.size.unwrap_or(0));
                 pair.0 = Entry { key: pair.0.key.clone(), ..now };
             }
         }
         for (entry, there) in pairs {
             match there {
                 There::Listed(there) => self.judge(walk, entry, there, shared),
-                There::Unseen | There::Nothing => self.queue(walk, &entry, Seen::Absent, Action::Copy, shared),
+                There::Unseen | There::Nothing => {
+                    // Where nothing may be replaced, the job looks itself: a destination without conditions would not refuse.
+                    let seen = if self.settings.overwrite == Overwrite::Always { Seen::Absent } else { Seen::Unknown };
+                    self.queue(walk, &entry, seen, Action::Copy, shared);
+                }
             }
         }
         Ok(())
@@ -214,19 +246,27 @@ impl Inner {
     fn only_sink(&self, walk: &mut Walk, entry: Option<Entry>, key: &ObjectKey) -> Option<ObjectKey> {
         let entry = entry?;
         if self.settings.delete_extra && self.source.covers(key) && self.filter.takes(&Entry { key: key.clone(), ..entry.clone() }) {
-            walk.totals.extra += tally(&entry);
-            walk.totals.extra_queued += tally(&entry);
-            let job = Job {
-                key: key.clone(),
-                etag: None,
-                action: Action::Delete,
-                ..Job::copy(&entry, entry.etag.clone().map_or(Seen::Unknown, Seen::Present))
-            };
-            if let Some(jobs) = walk.held_packer.push(job) {
-                walk.ready.held.push(jobs);
+            if entry.etag.is_none() {
+                walk.extras.push(key.clone());
+            } else {
+                self.extra(walk, key, &entry);
             }
         }
         Some(key.clone())
+    }
+
+    fn extra(&self, walk: &mut Walk, key: &ObjectKey, there: &Entry) {
+        walk.totals.extra += tally(there);
+        walk.totals.extra_queued += tally(there);
+        let job = Job {
+            key: key.clone(),
+            etag: None,
+            action: Action::Delete,
+            ..Job::copy(there, there.etag.clone().map_or(Seen::Unknown, Seen::Present))
+        };
+        if let Some(jobs) = walk.held_packer.push(job) {
+            walk.ready.held.push(jobs);
+        }
     }
 
     fn skip(&self, entry: &Entry) -> Option<SkipReason> {
@@ -294,6 +334,10 @@ impl Inner {
                 None => {
                     walk.totals.unknown += tally(&entry);
                     match self.settings.unknown {
+                        // Where there are no sizes, there is nothing to trust.
+                        UnknownPolicy::TrustSize if entry.size.is_none() || entry.size != there.size => {
+                            self.differs(walk, &entry, &there, Action::Copy, shared);
+                        }
                         UnknownPolicy::TrustSize => walk.skip(SkipReason::TrustedSize, &entry),
                         UnknownPolicy::Copy => self.differs(walk, &entry, &there, Action::Copy, shared),
                         UnknownPolicy::Adopt => self.differs(walk, &entry, &there, Action::Adopt, shared),
@@ -454,7 +498,7 @@ struct Ready {
 impl Walk {
     /// Packs of the next step, those included that the looked-up keys may come to.
     fn packs(&self, pack_jobs: usize) -> usize {
-        self.ready.jobs.len() + self.ready.held.len() + (self.ask.len() + self.unseen.len()) / pack_jobs.max(1)
+        self.ready.jobs.len() + self.ready.held.len() + (self.ask.len() + self.unseen.len() + self.extras.len()) / pack_jobs.max(1)
     }
 
     fn skip(&mut self, reason: SkipReason, entry: &Entry) {

@@ -82,7 +82,7 @@ pub struct Always;
 
 impl Compare for ByRecord {
     fn judge(&self, source: &Entry, destination: &Entry) -> Verdict {
-        if source.size.is_some() && source.size != destination.size {
+        if other_sizes(source, destination) {
             Verdict::Differs
         } else if self.comparable && source.etag.is_some() && source.etag == destination.etag {
             Verdict::Equal
@@ -96,13 +96,13 @@ impl Compare for ByRecord {
 
 impl Compare for BySize {
     fn judge(&self, source: &Entry, destination: &Entry) -> Verdict {
-        equal_if(source.size == destination.size)
+        equal_if(source.size.is_some() && source.size == destination.size)
     }
 }
 
 impl Compare for ByEtag {
     fn judge(&self, source: &Entry, destination: &Entry) -> Verdict {
-        equal_if(source.size == destination.size && source.etag.is_some() && source.etag == destination.etag)
+        equal_if(!other_sizes(source, destination) && source.etag.is_some() && source.etag == destination.etag)
     }
 }
 
@@ -117,6 +117,11 @@ impl Compare for Always {
     fn judge(&self, _: &Entry, _: &Entry) -> Verdict {
         Verdict::Differs
     }
+}
+
+/// A size that nobody tells is not another one.
+fn other_sizes(source: &Entry, destination: &Entry) -> bool {
+    matches!((source.size, destination.size), (Some(a), Some(b)) if a != b)
 }
 
 fn equal_if(equal: bool) -> Verdict {
@@ -144,6 +149,12 @@ mod tests {
         assert_eq!(BySize.judge(&entry("a"), &entry("b")), Verdict::Equal);
         assert_eq!(by_record.judge(&entry("a"), &entry("a")), Verdict::Equal);
         assert_eq!(by_record.judge(&entry("a"), &Entry::new("k", 6, None)), Verdict::Differs);
+        let unsized_ = |etag: &str| Entry { size: None, ..entry(etag) };
+        assert_eq!(
+            (by_digest.judge(&entry("a"), &unsized_("a")), ByEtag.judge(&unsized_("a"), &entry("a"))),
+            (Verdict::Equal, Verdict::Equal)
+        );
+        assert_eq!(BySize.judge(&unsized_("a"), &unsized_("a")), Verdict::Differs);
         assert_eq!(ByTime.judge(&entry("a"), &entry("a")), Verdict::Differs, "no times: transfer");
     }
 }

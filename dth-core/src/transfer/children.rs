@@ -77,7 +77,11 @@ impl Transfer {
         if let Some(ended) = self.already_there(job, key, &ObjectInfo::of(family.entry.clone()), held, journal).await? {
             return Ok(Attempt::Ended(Box::new(ended)));
         }
-        let brought = if wrong(Bug::ChildrenLast) { Brought::default() } else { self.children_first(&family, line).await? };
+        let brought = if wrong(Bug::ChildrenLast) { Ok(Brought::default()) } else { self.children_first(&family, line).await };
+        let brought = match brought {
+            Ok(brought) => brought,
+            Err(error) => return Ok(Attempt::Failed(error)),
+        };
         let Family { entry, .. } = &family;
         let job = Job { size: entry.size, etag: entry.etag.clone(), ..job.clone() };
         for name in &brought.not_carried {
@@ -207,11 +211,12 @@ impl Flights {
                 flight
             })
         };
-        let mut turn = Turn { flights: self.clone(), etag: etag.clone(), flight: Some(Arc::clone(&flight)), alone: None };
-        if !flight.landed.load(Relaxed) {
-            let alone = Arc::clone(&flight.turn).lock_owned().await;
+        let queue = Arc::clone(&flight.turn);
+        let mut turn = Turn { flights: self.clone(), etag: etag.clone(), flight: Some(flight), alone: None };
+        if !turn.has_landed() {
+            let alone = queue.lock_owned().await;
             // Linking needs no turn.
-            turn.alone = Some(alone).filter(|_| !flight.landed.load(Relaxed));
+            turn.alone = Some(alone).filter(|_| !turn.has_landed());
         }
         turn
     }
@@ -222,6 +227,10 @@ impl Flights {
 }
 
 impl Turn {
+    fn has_landed(&self) -> bool {
+        self.flight.as_ref().is_some_and(|flight| flight.landed.load(Relaxed))
+    }
+
     fn landed(&self) {
         if let Some(flight) = &self.flight {
             flight.landed.store(true, Relaxed);

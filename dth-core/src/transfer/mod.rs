@@ -143,6 +143,8 @@ enum Attempt {
     Changed,
     /// Its parts are jobs now.
     HandedOut(Vec<JobParts>),
+    /// One of its children failed, which has been tried as often as anything is.
+    Failed(Error),
 }
 
 /// Fresh starts on a moving object before the job goes back to the queue.
@@ -264,6 +266,7 @@ impl Transfer {
             match self.attempt(job, key, &held, journal, line).await {
                 Ok(Attempt::Ended(ended)) => return Ok(Work::Ended(ended)),
                 Ok(Attempt::HandedOut(parts)) => return Ok(Work::HandedOut(parts)),
+                Ok(Attempt::Failed(error)) => return Err(error),
                 // Somebody else wrote the destination since it was listed.
                 Ok(Attempt::Changed) if job.overwrite != Overwrite::Always && self.look(key).await?.is_some() => {
                     self.drop_upload(job, journal).await?;
@@ -347,7 +350,11 @@ impl Transfer {
         }
         let (read, permit) = match first {
             Ok(read) => read,
+            // Another version, or none: whoever asks for its children again will see.
             Err(error) if pinned.is_some() && error.kind() == ErrorKind::Precondition => return Ok(Attempt::Changed),
+            Err(error) if pinned.is_some() && error.kind() == ErrorKind::NotFound && self.source.head(&job.key, None).await.is_ok() => {
+                return Ok(Attempt::Changed);
+            }
             Err(error) => return self.unreadable(job, error, journal).await.map(|e| Attempt::Ended(Box::new(e))),
         };
         if let Some(ended) = self.already_there(job, key, &read.info, held, journal).await? {

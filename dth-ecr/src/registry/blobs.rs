@@ -20,6 +20,9 @@ const REMEMBERED: usize = 100_000;
 /// For so long a worker that sends a blob keeps others from sending it; sending for longer, it says so again.
 pub(super) const CLAIM: Duration = Duration::from_secs(20);
 
+/// The same from when it is decided until the first byte is sent: permits and memory are waited for.
+const BEGIN: Duration = Duration::from_secs(60);
+
 /// Those who wait ask again after this time.
 pub(super) const AGAIN: Duration = Duration::from_secs(1);
 
@@ -143,11 +146,11 @@ impl Blobs {
             return Ok(Turn::Ours(noted.at));
         }
         let others = noted.by.as_ref().is_some_and(|by| *by != self.worker);
-        if others && noted.until.is_some_and(|until| until > now && until <= now + 2 * CLAIM) {
+        if others && noted.until.is_some_and(|until| until > now && until <= now + 2 * BEGIN) {
             return Ok(Turn::Theirs);
         }
         let version = note.map_or(0, |n| n.version);
-        let claimed = notes.save_note(&name, &self.claim_text(now), version).await?;
+        let claimed = notes.save_note(&name, &self.claim_text(now, BEGIN), version).await?;
         if !claimed {
             // Somebody was faster; or it was we, and the answer was lost: the next look tells.
             return Ok(Turn::Theirs);
@@ -156,15 +159,15 @@ impl Blobs {
         Ok(Turn::Ours(None))
     }
 
-    fn claim_text(&self, now: Timestamp) -> String {
-        let noted = Noted { at: None, by: Some(self.worker.clone()), until: Some(now + CLAIM) };
+    fn claim_text(&self, now: Timestamp, time: Duration) -> String {
+        let noted = Noted { at: None, by: Some(self.worker.clone()), until: Some(now + time) };
         serde_json::to_string(&noted).expect("plain data")
     }
 
     /// Says again that this worker is sending a blob. What fails costs nothing but that another may send it, too.
     pub(super) async fn claim_again(&self, digest: &str) {
         let (Some(notes), Some(version)) = (&self.notes, self.lock().claims.get(digest).copied()) else { return };
-        if let Ok(true) = notes.save_note(&self.note_of(digest), &self.claim_text(self.env.now()), version).await {
+        if let Ok(true) = notes.save_note(&self.note_of(digest), &self.claim_text(self.env.now(), CLAIM), version).await {
             self.lock().claims.insert(digest.to_owned(), version + 1);
         }
     }
@@ -189,19 +192,29 @@ impl Blobs {
         }
     }
 
-    /// A blob was not sent after all: others need not wait for it. `wrong` takes a note back that did not lead anywhere.
-    pub(super) async fn given_up(&self, digest: &str, wrong: bool) {
-        let Some(notes) = &self.notes else { return };
+    /// A blob was not sent after all: others need not wait for it.
+    pub(super) async fn given_up(&self, digest: &str) {
         let claimed = self.lock().claims.remove(digest);
-        let note = self.note_of(digest);
-        let version = match claimed {
-            Some(version) => Some(version),
-            None if wrong => notes.note(&note).await.ok().flatten().map(|n| n.version),
-            None => None,
-        };
-        if let Some(version) = version
-            && let Err(error) = notes.save_note(&note, "{}", version).await
+        if let (Some(notes), Some(version)) = (&self.notes, claimed) {
+            self.clear(notes, digest, version).await;
+        }
+    }
+
+    /// It is not to be had from this repository, whatever was seen or noted.
+    pub(super) async fn not_at(&self, from: &str, digest: &str) {
+        if let Some(names) = self.lock().at.get_mut(digest) {
+            names.remove(from);
+        }
+        let Some(notes) = &self.notes else { return };
+        if let Ok(Some(note)) = notes.note(&self.note_of(digest)).await
+            && serde_json::from_str::<Noted>(&note.text).is_ok_and(|noted| noted.at.as_deref() == Some(from))
         {
+            self.clear(notes, digest, note.version).await;
+        }
+    }
+
+    async fn clear(&self, notes: &Arc<dyn StateStore>, digest: &str, version: u64) {
+        if let Err(error) = notes.save_note(&self.note_of(digest), "{}", version).await {
             tracing::debug!(digest, error = %error.chain(), "others wait until the claim ends");
         }
     }
@@ -225,17 +238,19 @@ mod tests {
         assert_eq!(two.claim("sha256:a").await.unwrap(), Turn::Ours(Some("app".into())));
         // Given up: free at once. Silent: free after a while.
         assert_eq!(one.claim("sha256:b").await.unwrap(), Turn::Ours(None));
-        one.given_up("sha256:b", false).await;
+        one.given_up("sha256:b").await;
         assert_eq!(two.claim("sha256:b").await.unwrap(), Turn::Ours(None));
         assert_eq!(one.claim("sha256:b").await.unwrap(), Turn::Theirs);
-        tokio::time::sleep(CLAIM / 2).await;
+        tokio::time::sleep(BEGIN * 9 / 10).await;
         two.claim_again("sha256:b").await;
         tokio::time::sleep(CLAIM * 3 / 4).await;
         assert_eq!(one.claim("sha256:b").await.unwrap(), Turn::Theirs, "it said so again");
-        tokio::time::sleep(Duration::from_secs(10)).await;
+        tokio::time::sleep(CLAIM / 2).await;
         assert_eq!(one.claim("sha256:b").await.unwrap(), Turn::Ours(None));
         // A note that leads nowhere is taken back.
-        one.given_up("sha256:a", true).await;
+        one.not_at("other", "sha256:a").await;
+        assert_eq!(two.claim("sha256:a").await.unwrap(), Turn::Ours(Some("app".into())), "another note");
+        one.not_at("app", "sha256:a").await;
         assert_eq!(two.claim("sha256:a").await.unwrap(), Turn::Ours(None));
     }
 }

@@ -105,17 +105,23 @@ impl Index for Registry {
             ListFrom::After(key) => Some(key.as_str().to_owned()),
             ListFrom::Token(token) => Some(token.clone()),
         };
-        let names = self.names(after.is_none()).await?;
         let prefix = request.prefix.as_str();
+        let names = match prefix.split_once([':', '@']) {
+            // Of one image: that is no reason to list the registry.
+            Some((name, _)) => Arc::new(vec![name.to_owned()]),
+            None => self.names(after.is_none()).await?,
+        };
         // Keys of a repository begin with its name; what lies before `after` is over.
         let fits = |name: &str| name.starts_with(prefix) || prefix.starts_with(name);
         let open = |name: &str| after.as_ref().is_none_or(|after| format!("{name}@~") > *after);
         let names: Vec<String> = names.iter().filter(|name| fits(name) && open(name)).cloned().collect();
         let mut names = names.into_iter().peekable();
-        let max = request.max.map_or(PAGE, |max| max as usize).clamp(1, PAGE);
+        // What was asked for is given out, unless somebody wants less.
+        let max = request.max.map_or(usize::MAX, |max| max as usize).max(1);
+        let at_once = if max == 1 { 1 } else { AT_ONCE };
         let mut entries: Vec<Entry> = Vec::new();
-        while entries.len() <= max && names.peek().is_some() {
-            let batch: Vec<String> = names.by_ref().take(AT_ONCE).collect();
+        while entries.len() <= max && entries.len() < PAGE && names.peek().is_some() {
+            let batch: Vec<String> = names.by_ref().take(at_once).collect();
             let found: Vec<Vec<Entry>> = stream::iter(batch).map(|name| self.entries_of(name)).buffered(AT_ONCE).try_collect().await?;
             let wanted =
                 |entry: &Entry| entry.key.as_str().starts_with(prefix) && after.as_ref().is_none_or(|after| *entry.key.as_str() > **after);
@@ -163,7 +169,29 @@ impl Index for Registry {
 impl Registry {
     /// One request for what is known of an image.
     pub(super) async fn look(&self, key: &ObjectKey, image: &ImageKey) -> Result<ObjectInfo> {
-        let scope = Scope::Pull(image.name().to_owned());
+        let name = || image.name().to_owned();
+        if self.inner.looks_as_writer.load(Relaxed) {
+            return self.look_with(key, image, Scope::Push(name())).await;
+        }
+        match self.look_with(key, image, Scope::Pull(name())).await {
+            // Some (quay.io) refuse to say that a repository is not there to those who ask to read it only.
+            Err(error) if error.kind() == ErrorKind::Denied => {
+                let again = self.look_with(key, image, Scope::Push(name())).await;
+                match again {
+                    Err(other) if other.kind() == ErrorKind::Denied => Err(error),
+                    told => {
+                        if told.as_ref().map_or_else(|e| e.kind() == ErrorKind::NotFound, |_| true) {
+                            self.inner.looks_as_writer.store(true, Relaxed);
+                        }
+                        told
+                    }
+                }
+            }
+            told => told,
+        }
+    }
+
+    async fn look_with(&self, key: &ObjectKey, image: &ImageKey, scope: Scope) -> Result<ObjectInfo> {
         if let ImageKey::Blob { digest, .. } = image {
             let answer = self.inner.wire.send(self.call(Op::Head, Action::Look, Method::HEAD, image, scope)).await?;
             return Ok(info(key, digest, answer.length(), None));
@@ -280,7 +308,7 @@ impl Registry {
         }
     }
 
-    async fn listed_of(&self, name: &str) -> Result<Vec<Entry>> {
+    pub(super) async fn listed_of(&self, name: &str) -> Result<Vec<Entry>> {
         let selected = &self.inner.selected;
         let mut found: BTreeMap<ImageKey, Entry> = BTreeMap::new();
         let tag = |tag: String| ImageKey::Tag { name: name.to_owned(), tag };
@@ -340,7 +368,7 @@ impl Registry {
                     entry = Entry { key: entry.key, ..info.entry };
                 }
                 // Its own job will tell.
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) if error.kind() == ErrorKind::NotFound || is_lasting(&error) => {}
                 Err(error) => return Err(error),
             }
             known.insert(entry.key.clone(), entry);
@@ -352,8 +380,7 @@ impl Registry {
             }
             if index {
                 let image = ImageKey::Manifest { name: self.inner.config.rename(name), digest: subject.clone() };
-                let manifest = self.manifest(&image, None, Op::List).await?;
-                subjects.extend(manifest.children()?.into_iter().filter(|c| c.is_manifest).map(|c| (c.digest, false)));
+                subjects.extend(self.manifests_under(&image).await?);
             }
             for referrer in self.referrers_of(name, &subject).await? {
                 let key = ImageKey::Manifest { name: name.to_owned(), digest: referrer.digest.clone() };
@@ -368,12 +395,20 @@ impl Registry {
                 if *tag == stem {
                     // What it lists comes with it; what refers to that, in turn, is to be found.
                     let there = key.clone().renamed(self.inner.config.rename(name));
-                    let index = self.manifest(&there, None, Op::List).await?;
-                    subjects.extend(index.children()?.into_iter().filter(|c| c.is_manifest).map(|c| (c.digest, false)));
+                    subjects.extend(self.manifests_under(&there).await?);
                 }
             }
         }
         Ok(known.into_values().collect())
+    }
+
+    /// The manifests that an index lists, whatever platforms are selected; none where it cannot be read, which its own job tells.
+    async fn manifests_under(&self, image: &ImageKey) -> Result<Vec<(String, bool)>> {
+        match self.fetch(image, Op::List).await.and_then(|manifest| manifest.children()) {
+            Ok(children) => Ok(children.into_iter().filter(|c| c.is_manifest).map(|c| (c.digest, false)).collect()),
+            Err(error) if error.kind() == ErrorKind::NotFound || is_lasting(&error) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
     }
 
     /// What the registry's API says that refers to a digest; nothing where it has none.
@@ -397,7 +432,7 @@ impl Registry {
                     }
                 }
                 // An empty list is an answer; no page at all is a registry without the API.
-                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unsupported) => {
+                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unsupported) || error.code() == Some("404") => {
                     tracing::info!(registry = self.inner.config.registry, "it has no referrers API: tags stand for it");
                     self.inner.without_referrers.store(true, Relaxed);
                 }
@@ -405,6 +440,14 @@ impl Registry {
             }
         }
         Err(self.endless(&name))
+    }
+
+    /// A repository is there now.
+    pub(super) async fn exists(&self, name: &str) {
+        let mut present = self.inner.repositories.present.lock().await;
+        if let Some(names) = present.as_mut().and_then(|present| present.names.as_mut()).filter(|names| !names.contains(name)) {
+            names.insert(name.to_owned());
+        }
     }
 
     /// Whether a repository is known not to be there, so that nothing needs to be looked for in it.
@@ -419,7 +462,7 @@ impl Registry {
         let names = match self.catalog(Some(1)).await {
             Ok((names, true)) => Some(names.into_iter().collect::<HashSet<_>>()),
             Ok((_, false)) => None,
-            Err(error) if error.is_retryable() => return Err(error),
+            Err(error) if error.is_retryable() && error.code() != Some("404") => return Err(error),
             Err(error) => {
                 tracing::debug!(registry = self.inner.config.registry, error = %error.chain(), "repositories are not listed");
                 None
@@ -433,7 +476,7 @@ impl Registry {
 
 /// Whether an error is of what was asked for, and will stay.
 fn is_lasting(error: &Error) -> bool {
-    !error.is_retryable() && error.kind() != ErrorKind::CredentialsExpired
+    (!error.is_retryable() && error.kind() != ErrorKind::CredentialsExpired) || error.kind() == ErrorKind::Corrupt
 }
 
 fn bare(image: &ImageKey) -> Entry {

@@ -77,6 +77,8 @@ struct Inner {
     repositories: Repositories,
     /// It has no referrers API.
     without_referrers: AtomicBool,
+    /// It tells what is there only to those who may write.
+    looks_as_writer: AtomicBool,
     /// One change of a referrers' tag at a time.
     referrers: tokio::sync::Mutex<()>,
 }
@@ -137,6 +139,7 @@ impl RegistryBuilder {
                 manifests: Manifests::default(),
                 repositories: Repositories::default(),
                 without_referrers: AtomicBool::new(false),
+                looks_as_writer: AtomicBool::new(false),
                 referrers: tokio::sync::Mutex::default(),
             }),
         })

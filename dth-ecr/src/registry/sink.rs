@@ -30,6 +30,9 @@ const AT_ONCE_MAX: u64 = 64 << 20;
 /// Amazon ECR takes no smaller ones than 5 MiB.
 const PIECE: usize = 8 << 20;
 
+/// Tries of an entry in a list of referrers, the last of which sees that it is there.
+const REFERS: u32 = 8;
+
 /// Tries of a piece.
 const PIECE_TRIES: u32 = 6;
 
@@ -119,7 +122,7 @@ impl Sink for Registry {
                     blobs.landed(name, digest).await;
                     return Ok(Placed::There);
                 }
-                blobs.given_up(digest, true).await;
+                blobs.not_at(&from, digest).await;
                 return self.claimed(digest).await;
             }
         }
@@ -146,7 +149,7 @@ impl Registry {
         Ok(match self.inner.blobs.claim(digest).await? {
             Turn::Ours(None) => Placed::Absent,
             // Noted or claimed meanwhile.
-            Turn::Ours(Some(_)) => Placed::Awaited(Duration::ZERO),
+            Turn::Ours(Some(_)) => Placed::Awaited(Duration::from_millis(100)),
             Turn::Theirs => Placed::Awaited(AGAIN),
         })
     }
@@ -171,7 +174,7 @@ impl Registry {
         if let Some(location) = answer.text("location").filter(|_| !linked) {
             self.inner.blobs.begun(name, digest, location.to_owned());
         }
-        answer.done().await?;
+        answer.done().await;
         Ok(linked)
     }
 
@@ -193,21 +196,26 @@ impl Registry {
         let answer = match self.inner.wire.send(call.body(CallBody::Chunks(vec![manifest.bytes.clone()]))).await {
             Ok(answer) => answer,
             Err(error) => {
-                if error.kind() == ErrorKind::Conflict {
+                if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::NotFound | ErrorKind::Invalid) {
                     // Something that was there is not: everything of this repository is looked at again.
                     blobs.forget(name);
+                    self.inner.repositories.ensured.lock().await.remove(name);
+                }
+                if error.kind() == ErrorKind::NotFound {
+                    return Err(Error::new(ErrorKind::Conflict, Op::Put, self.target(image)).with_source(error));
                 }
                 return Err(error);
             }
         };
         let stored = answer.text("docker-content-digest").map(str::to_owned);
         let referred = answer.headers.contains_key("oci-subject");
-        answer.done().await?;
+        answer.done().await;
         if let Some(stored) = stored.filter(|stored| *stored != manifest.digest) {
             let why = format!("the registry stored it as {stored}, and it is {}", manifest.digest);
             return Err(Error::new(ErrorKind::Corrupt, Op::Put, self.target(image)).with_source(why));
         }
         blobs.seen(name, &manifest.digest);
+        self.exists(name).await;
         if let Some(subject) = manifest.subject().filter(|_| !referred) {
             self.refer(name, &subject, manifest).await?;
         }
@@ -221,23 +229,27 @@ impl Registry {
         self.inner.without_referrers.store(true, Relaxed);
         let _alone = self.inner.referrers.lock().await;
         let image = ImageKey::Tag { name: name.to_owned(), tag: subject.replace(':', "-") };
-        let mut index = match self.fetch(&image, Op::Put).await {
-            Ok(found) => serde_json::from_slice(&found.bytes).unwrap_or_default(),
-            Err(error) if error.kind() == ErrorKind::NotFound => Value::Null,
-            Err(error) => return Err(error),
-        };
-        if !index.get("manifests").is_some_and(Value::is_array) {
-            index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [] });
+        // Another worker may write it at the same time: until ours is in it.
+        for _ in 0..REFERS {
+            let mut index = match self.fetch(&image, Op::Put).await {
+                Ok(found) => serde_json::from_slice(&found.bytes).unwrap_or_default(),
+                Err(error) if error.kind() == ErrorKind::NotFound => Value::Null,
+                Err(error) => return Err(error),
+            };
+            if !index.get("manifests").is_some_and(Value::is_array) {
+                index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [] });
+            }
+            let Some(manifests) = index.get_mut("manifests").and_then(Value::as_array_mut) else { return Ok(()) };
+            if manifests.iter().any(|m| m.get("digest").and_then(Value::as_str) == Some(&*manifest.digest)) {
+                return Ok(());
+            }
+            manifests.push(manifest.as_referrer());
+            let bytes = Bytes::from(index.to_string());
+            let scope = Scope::Push(name.to_owned());
+            let call = self.call(Op::Put, Action::PutManifest, Method::PUT, &image, scope).header(header::CONTENT_TYPE, OCI_INDEX)?;
+            self.inner.wire.send(call.body(CallBody::Chunks(vec![bytes]))).await?.done().await;
         }
-        let Some(manifests) = index.get_mut("manifests").and_then(Value::as_array_mut) else { return Ok(()) };
-        if manifests.iter().any(|m| m.get("digest").and_then(Value::as_str) == Some(&*manifest.digest)) {
-            return Ok(());
-        }
-        manifests.push(manifest.as_referrer());
-        let bytes = Bytes::from(index.to_string());
-        let scope = Scope::Push(name.to_owned());
-        let call = self.call(Op::Put, Action::PutManifest, Method::PUT, &image, scope).header(header::CONTENT_TYPE, OCI_INDEX)?;
-        self.inner.wire.send(call.body(CallBody::Chunks(vec![bytes]))).await?.done().await
+        Err(Error::new(ErrorKind::Conflict, Op::Put, self.target(&image)).with_source("others keep changing the list of referrers"))
     }
 
     async fn put_blob(&self, image: &ImageKey, digest: &str, body: Body) -> Result<Written> {
@@ -252,7 +264,7 @@ impl Registry {
             }
         };
         if let Err(error) = sent {
-            blobs.given_up(digest, false).await;
+            blobs.given_up(digest).await;
             return Err(error);
         }
         blobs.landed(name, digest).await;
@@ -266,11 +278,18 @@ impl Registry {
         };
         match body {
             Body::Bytes(chunks) => self.finish(image, &location, digest, CallBody::Chunks(chunks)).await,
-            Body::Stream { len, stream } if len <= AT_ONCE_MAX => {
+            Body::Stream { len, stream } if len <= AT_ONCE_MAX || self.takes_no_pieces() => {
                 self.finish(image, &location, digest, CallBody::Stream(len, stream)).await
             }
             Body::Stream { len, stream } => self.in_pieces(image, location, digest, len, stream).await,
         }
+    }
+
+    /// GitHub takes pieces of at most 4 MiB, and Google none
+    /// (<https://cloud.google.com/artifact-registry/docs/docker/troubleshoot>): there a blob goes as one, whatever its size.
+    fn takes_no_pieces(&self) -> bool {
+        let host = self.inner.config.registry.split(':').next().unwrap_or_default();
+        host == "ghcr.io" || host == "gcr.io" || host.ends_with(".gcr.io") || host.ends_with(".pkg.dev")
     }
 
     fn upload(&self, image: &ImageKey, method: Method, to: &str) -> Call {
@@ -282,7 +301,7 @@ impl Registry {
             Call { action: Action::StartUpload, ..self.upload(image, Method::POST, &format!("/v2/{}/blobs/uploads/", image.name())) };
         let answer = self.inner.wire.send(call).await?;
         let location = answer.text("location").map(str::to_owned);
-        answer.done().await?;
+        answer.done().await;
         location.ok_or_else(|| Error::new(ErrorKind::Unavailable, Op::Put, self.target(image)).with_source("an upload without a location"))
     }
 
@@ -292,7 +311,7 @@ impl Registry {
         let call = self.upload(image, Method::PUT, &to).header(header::CONTENT_TYPE, "application/octet-stream")?;
         let answer = self.inner.wire.send(call.body(body)).await?;
         let (status, stored) = (answer.status, answer.text("docker-content-digest").map(str::to_owned));
-        answer.done().await?;
+        answer.done().await;
         if status != StatusCode::CREATED {
             let why = format!("an upload ended with {status} instead of 201");
             return Err(Error::new(ErrorKind::Unavailable, Op::Put, self.target(image)).with_maybe_applied(true).with_source(why));
@@ -343,7 +362,7 @@ impl Registry {
             let error = match self.inner.wire.send(call).await {
                 Ok(answer) => {
                     location = answer.text("location").map_or(location, str::to_owned);
-                    answer.done().await?;
+                    answer.done().await;
                     return Ok(location);
                 }
                 Err(error) => error,
@@ -365,7 +384,7 @@ impl Registry {
             // `0-0` is what many say of a session without a byte.
             let arrived = if arrived == 1 && at == 0 { 0 } else { arrived };
             location = answer.text("location").map_or(location, str::to_owned);
-            answer.done().await?;
+            answer.done().await;
             if !(at..=at + bytes).contains(&arrived) {
                 let why = format!("the upload has {arrived} bytes, and {at} were sent");
                 return Err(Error::new(ErrorKind::Conflict, Op::Put, self.target(image)).with_source(why));
@@ -380,7 +399,10 @@ impl Registry {
         let scope = Scope::Delete(image.name().to_owned());
         let call = self.call(Op::Delete, Action::Delete, Method::DELETE, image, scope);
         match self.inner.wire.send(Call { target: self.target(asked), ..call }).await {
-            Ok(answer) => answer.done().await,
+            Ok(answer) => {
+                answer.done().await;
+                Ok(())
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
         }
@@ -397,16 +419,42 @@ impl Registry {
         for tag in others {
             let other = ImageKey::Tag { name: image.name().to_owned(), tag: tag.clone() };
             let same = match self.look(&other.to_key(), &other).await {
+                Ok(info) if info.attributes.content_type.as_deref().is_none_or(crate::manifest::is_index) => {
+                    info.entry.etag.is_some_and(|etag| etag.as_str() == digest) || self.lists(&other, &digest).await?
+                }
                 Ok(info) => info.entry.etag.is_some_and(|etag| etag.as_str() == digest),
                 Err(error) if error.kind() == ErrorKind::NotFound => false,
                 Err(error) => return Err(error),
             };
             if same {
-                let text = format!("the registry deletes digests only, and the tag `{tag}` has the same one: {}", why.chain());
+                let text = format!("the registry deletes digests only, and the tag `{tag}` has the same one, or needs it: {}", why.chain());
                 return Err(Error::new(ErrorKind::Unsupported, Op::Delete, self.target(image)).with_source(text));
             }
         }
+        self.inner.blobs.forget(image.name());
         self.delete_as(&ImageKey::Manifest { name: image.name().to_owned(), digest }, image).await
+    }
+
+    /// Whether an index, or one under it, lists a manifest.
+    async fn lists(&self, index: &ImageKey, digest: &str) -> Result<bool> {
+        let mut open = vec![index.clone()];
+        let mut seen = BTreeSet::new();
+        while let Some(image) = open.pop() {
+            let manifest = match self.fetch(&image, Op::Delete).await {
+                Ok(manifest) => manifest,
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            for child in manifest.children()?.into_iter().filter(|child| child.is_manifest && manifest.is_index()) {
+                if child.digest == digest {
+                    return Ok(true);
+                }
+                if seen.insert(child.digest.clone()) {
+                    open.push(ImageKey::Manifest { name: image.name().to_owned(), digest: child.digest });
+                }
+            }
+        }
+        Ok(false)
     }
 }
 

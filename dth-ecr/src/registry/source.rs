@@ -70,14 +70,15 @@ impl Source for Registry {
 
     async fn children(&self, entry: &Entry) -> Result<Family> {
         let image = self.image(&entry.key, Op::Children)?;
-        let (key, name) = (&entry.key, image.name());
+        let key = &entry.key;
         match &image {
             ImageKey::Blob { digest, .. } => {
                 return Ok(Family { entry: Entry { etag: Some(ETag::new(digest)), ..entry.clone() }, children: Vec::new() });
             }
             ImageKey::Unlisted { .. } => {
                 // The error is what there is to tell.
-                self.tags_of(name).await?;
+                let asked = ImageKey::parse(key).map(|asked| asked.name().to_owned()).unwrap_or_default();
+                self.listed_of(&asked).await?;
                 return Err(
                     Error::new(ErrorKind::Conflict, Op::List, self.target(&image)).with_source("its tags can be listed now: run again")
                 );
@@ -85,7 +86,15 @@ impl Source for Registry {
             _ => {}
         }
         // What is there now; of a digest there is but one version.
-        let manifest = self.manifest(&image, None, Op::Children).await?;
+        let manifest = match self.manifest(&image, None, Op::Children).await {
+            // What somebody names, and is not there, is a mistake, and not something that went.
+            Err(error) if error.kind() == ErrorKind::NotFound && self.is_named(key) => {
+                return Err(
+                    Error::new(ErrorKind::Invalid, Op::Children, self.target(&image)).with_source("it is named in `images`, and not there")
+                );
+            }
+            manifest => manifest?,
+        };
         let named = ImageKey::parse(key).map(|asked| asked.name().to_owned()).unwrap_or_default();
         let children = crate::manifest::entries(&named, manifest.children()?);
         let entry = Entry::new(key.clone(), manifest.bytes.len() as u64, Some(ETag::new(&manifest.digest)));
@@ -94,6 +103,15 @@ impl Source for Registry {
 }
 
 impl Registry {
+    fn is_named(&self, key: &ObjectKey) -> bool {
+        let Some(image) = ImageKey::parse(key) else { return false };
+        self.inner
+            .selected
+            .named
+            .get(image.name())
+            .is_some_and(|n| n.tags.contains(image.reference()) || n.digests.contains(image.reference()))
+    }
+
     fn no_range(&self, image: &ImageKey, range: &Range<u64>, size: u64) -> Error {
         Error::new(ErrorKind::Corrupt, Op::Read, self.target(image)).with_source(format!("bytes {range:?} of {size}"))
     }

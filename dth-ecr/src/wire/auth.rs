@@ -35,6 +35,9 @@ const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_'
 /// What a token without a time of its own is good for, by the specification.
 const DEFAULT_LIFE: u64 = 60;
 
+/// A token is asked for anew after a day, whatever it says of itself.
+const LONGEST_LIFE: u64 = 24 * 3600;
+
 /// Most bytes of a token service's answer.
 const MAX_TOKEN: u64 = 1 << 20;
 
@@ -160,7 +163,7 @@ impl Auth {
                 }
                 slot.drop_token(used);
                 // A token that was fresh is not refused for its age: asked again, it would be refused again.
-                Ok(used.is_none() || news || self.is_renewed(used, scopes).await)
+                Ok(used.is_none() || news || self.header(scopes).await?.as_ref() != used)
             }
             Some(Scheme::Basic) => {
                 if used.is_none() {
@@ -172,10 +175,6 @@ impl Auth {
             }
             Some(Scheme::Open) | None => Ok(false),
         }
-    }
-
-    async fn is_renewed(&self, used: Option<&HeaderValue>, scopes: &BTreeSet<Scope>) -> bool {
-        self.header(scopes).await.is_ok_and(|again| again.as_ref() != used)
     }
 
     /// What the registry wants, asked for once: every request that is refused first would be one too many.
@@ -215,7 +214,7 @@ impl Auth {
     /// Takes the strongest challenge that is known here; answers the scopes that it names.
     fn learn(&self, headers: &HeaderMap) -> Result<Vec<String>> {
         let all = challenges(headers);
-        if let Some(bearer) = all.iter().find(|c| c.scheme == "bearer") {
+        if let Some(bearer) = all.iter().find(|c| c.scheme == "bearer" && c.get("realm").is_some()) {
             let realm = bearer.get("realm").unwrap_or_default();
             let uri: Uri = realm.parse().map_err(|_| self.wrong(format!("the realm `{realm}` is no URL")))?;
             self.judge(&uri)?;
@@ -330,21 +329,19 @@ impl Auth {
             if status == StatusCode::UNAUTHORIZED {
                 self.logins.refused();
             }
-            // The address, without what was asked: an identity is in it nowhere.
-            return Err(crate::error::of_answer(
-                Op::Connect,
-                format!("the token service {}", realm.host().unwrap_or_default()),
-                status,
-                &headers,
-                &page,
-            ));
+            // The address, without what was asked: an identity is in it nowhere. Of what it did not find, nothing follows for images.
+            let host = format!("the token service {}", realm.host().unwrap_or_default());
+            let error = crate::error::of_answer(Op::Connect, host.clone(), status, &headers, &page);
+            let told =
+                matches!(error.kind(), ErrorKind::Throttled | ErrorKind::Unavailable | ErrorKind::Denied | ErrorKind::CredentialsExpired);
+            return Err(if told { error } else { Error::new(ErrorKind::Unavailable, Op::Connect, host).with_source(error) });
         }
         let answer: Answer = serde_json::from_slice(&page).map_err(|_| self.wrong("the answer of its token service is none"))?;
         let token = answer.token.or(answer.access_token).ok_or_else(|| self.wrong("its token service gave no token"))?;
         let mut header = HeaderValue::from_str(&format!("Bearer {}", token.expose())).map_err(|_| self.wrong("the token is none"))?;
         header.set_sensitive(true);
         // From when it was asked for; what is sent just before its end would arrive just behind it.
-        let life = Duration::from_secs(answer.expires_in.unwrap_or(DEFAULT_LIFE).max(1));
+        let life = Duration::from_secs(answer.expires_in.unwrap_or(DEFAULT_LIFE).clamp(1, LONGEST_LIFE));
         Ok(Token { header, stale: begun + life - (life / 5).min(Duration::from_secs(15)) })
     }
 

@@ -176,14 +176,15 @@ impl Wire {
         loop {
             let body = next.take().unwrap_or_else(|| CallBody::Chunks(replay.clone().unwrap_or_default()));
             // A session may be led elsewhere; whoever that is, is shown no password.
-            let authorization = if self.is_own(&first) { self.auth.header(&scopes).await? } else { None };
             let permit = self.limits[action as usize].acquire().await;
+            let authorization = if self.is_own(&first) { self.auth.header(&scopes).await? } else { None };
+            let mut last = first.clone();
             let mut answer = self.once((op, action, &target), &method, &first, &headers, body, authorization.clone()).await;
             if let Ok(good) = &answer
                 && good.status.is_redirection()
                 && (method == Method::GET || method == Method::HEAD)
             {
-                answer = self.follow((op, action, &target), &method, &first, &headers, &scopes, answer?).await;
+                answer = self.follow((op, action, &target), &method, &mut last, &headers, &scopes, answer?).await;
             }
             let answer = match answer {
                 Ok(answer) => answer,
@@ -198,14 +199,18 @@ impl Wire {
             }
             let (status, answered) = (answer.status, answer.headers.clone());
             let page = answer.page().await.map_err(|e| e.with_code(status.as_u16().to_string()))?;
+            let reads = method == Method::GET || method == Method::HEAD;
             let error = error::of_answer(op, target.clone(), status, &answered, &page);
+            let error = error.with_maybe_applied(status.is_server_error() && !reads);
             if matches!(error.kind(), ErrorKind::Throttled | ErrorKind::Unavailable) {
                 permit.throttled();
             } else {
                 permit.answered();
             }
             drop(permit);
-            if status != StatusCode::UNAUTHORIZED || !self.is_own(&first) {
+            let refused = status == StatusCode::UNAUTHORIZED || (status == StatusCode::FORBIDDEN && error::is_expiry(&page));
+            // What somebody else wants to see says nothing of the registry.
+            if !refused || !self.is_own(&last) {
                 return Err(error);
             }
             if renewed || !self.auth.refused(&answered, &scopes, authorization.as_ref()).await? {
@@ -227,36 +232,22 @@ impl Wire {
         &self,
         (op, action, target): (Op, Action, &str),
         method: &Method,
-        from: &Uri,
+        at: &mut Uri,
         headers: &HeaderMap,
         scopes: &BTreeSet<Scope>,
         mut answer: Answer,
     ) -> Result<Answer> {
-        let mut at = from.clone();
         for _ in 0..MAX_HOPS {
-            let refused = |why: String| Error::new(ErrorKind::Denied, op, target).with_source(why);
             let Some(location) = answer.headers.get(header::LOCATION).and_then(|v| v.to_str().ok()) else {
                 return Err(Error::new(ErrorKind::Unavailable, op, target).with_source("a redirection to nowhere"));
             };
-            let to = self.resolve(&at, location, op, target)?;
-            let host = to.host().unwrap_or_default();
-            if to.scheme_str() != Some("https") && !self.insecure {
-                return Err(refused(format!("it sends us to `{host}` without TLS")));
-            }
-            let bare = host.trim_start_matches('[').trim_end_matches(']');
-            let inside = bare.parse().is_ok_and(is_inside) || bare.eq_ignore_ascii_case("localhost");
-            if inside
-                && !(self.insecure && bare.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback()))
-                && host != self.base.host().unwrap_or_default()
-            {
-                return Err(refused(format!("it sends us to `{host}`, which is this machine or its link")));
-            }
+            let to = self.resolve(at, location, op, target)?;
             let authorization = if self.is_own(&to) { self.auth.header(scopes).await? } else { None };
             answer = self.once((op, action, target), method, &to, headers, CallBody::Empty, authorization).await?;
+            *at = to;
             if !answer.status.is_redirection() {
                 return Ok(answer);
             }
-            at = to;
         }
         Err(Error::new(ErrorKind::Unavailable, op, target).with_source(format!("more than {MAX_HOPS} redirections")))
     }
@@ -270,7 +261,9 @@ impl Wire {
 
     /// A location as RFC 3986 resolves it, as far as registries use that: a whole URL, or a path from the root.
     fn resolve(&self, at: &Uri, location: &str, op: Op, target: &str) -> Result<Uri> {
-        let invalid = |why: String| Error::new(ErrorKind::Unavailable, op, target).with_source(format!("the location `{location}` {why}"));
+        // Not the whole of it: there may be a signature in it.
+        let start: String = location.split(['?', '@']).next().unwrap_or_default().chars().take(200).collect();
+        let invalid = |why: String| Error::new(ErrorKind::Unavailable, op, target).with_source(format!("the location `{start}…` {why}"));
         let text = if location.starts_with("http://") || location.starts_with("https://") {
             location.to_owned()
         } else if let Some(rest) = location.strip_prefix("//") {
@@ -284,11 +277,25 @@ impl Wire {
         if uri.authority().is_some_and(|a| a.as_str().contains('@')) {
             return Err(invalid("names a user".into()));
         }
-        if uri.scheme_str() == Some("http") && !self.insecure {
-            return Err(Error::new(ErrorKind::Denied, op, target).with_source(format!(
-                "it sends us to `{}` without TLS: that is for registries that are declared `insecure`",
-                uri.host().unwrap_or_default()
-            )));
+        let host = uri.host().unwrap_or_default();
+        let refused = |why: &str| Err(Error::new(ErrorKind::Denied, op, target).with_source(format!("it sends us to `{host}`, and {why}")));
+        if self.base.host().is_some_and(|own| own.eq_ignore_ascii_case(host)) {
+            let plain = uri.scheme_str() == Some("http") && !self.insecure;
+            return if plain { refused("without TLS: that is for registries that are declared `insecure`") } else { Ok(uri) };
+        }
+        let loopback =
+            |host: &str| host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback()) || host.eq_ignore_ascii_case("localhost");
+        let neighbour = self.insecure && loopback(host) && self.base.host().is_some_and(loopback);
+        if uri.scheme_str() != Some("https") && !neighbour {
+            return refused("that is reached without TLS");
+        }
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        let inside = bare.parse().is_ok_and(is_inside) || bare.eq_ignore_ascii_case("localhost");
+        // What is no address and no name, resolvers may take for an address: `127.1`, `2852039166`, `0x7f.1`.
+        let last = bare.rsplit('.').next().unwrap_or_default();
+        let disguised = bare.parse::<std::net::IpAddr>().is_err() && last.starts_with(|c: char| c.is_ascii_digit());
+        if (inside || disguised) && !neighbour {
+            return refused("that is an address of this machine or its link");
         }
         Ok(uri)
     }
@@ -356,9 +363,10 @@ impl Answer {
         body::gather(self.stream(), most).await?.map(Bytes::from).ok_or_else(too_long)
     }
 
-    /// Reads and drops what there is to read, so that the connection can be used again.
-    pub(crate) async fn done(self) -> Result<()> {
-        self.page().await.map(drop)
+    /// Reads and drops what there is to read, so that the connection can be used again. What is lost of it does not matter: the status
+    /// has said that all is well.
+    pub(crate) async fn done(self) {
+        let _ = self.page().await;
     }
 
     async fn page(self) -> Result<Bytes> {
