@@ -30,22 +30,26 @@ pub struct FilterSettings {
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
     settings: FilterSettings,
-    include: Option<GlobSet>,
-    exclude: Option<GlobSet>,
+    include: Globs,
+    exclude: Globs,
 }
+
+/// Globs, any of which may match; `*` stops at `/`, `**` does not.
+#[derive(Debug, Clone, Default)]
+pub struct Globs(Option<GlobSet>);
 
 impl Filter {
     /// Compiles the globs. `Invalid`, naming the glob, when one is not.
     pub fn new(settings: FilterSettings) -> Result<Self> {
-        let include = globs("filter.include", &settings.include)?;
-        let exclude = globs("filter.exclude", &settings.exclude)?;
+        let include = Globs::new("filter.include", &settings.include)?;
+        let exclude = Globs::new("filter.exclude", &settings.exclude)?;
         Ok(Self { settings, include, exclude })
     }
 
     /// Whether an object of this key may take part: what the globs say.
     pub fn takes_key(&self, key: &ObjectKey) -> bool {
         let key = key.as_str();
-        self.include.as_ref().is_none_or(|set| set.is_match(key)) && self.exclude.as_ref().is_none_or(|set| !set.is_match(key))
+        (self.include.is_empty() || self.include.matches(key)) && !self.exclude.matches(key)
     }
 
     /// Whether more than the key must be known.
@@ -65,20 +69,34 @@ impl Filter {
     }
 }
 
-fn globs(setting: &str, patterns: &[String]) -> Result<Option<GlobSet>> {
-    if patterns.is_empty() {
-        return Ok(None);
+impl Globs {
+    /// Compiles the globs of a setting. `Invalid`, naming the glob, when one is not.
+    pub fn new<T: AsRef<str>>(setting: &str, patterns: &[T]) -> Result<Self> {
+        if patterns.is_empty() {
+            return Ok(Self(None));
+        }
+        let mut set = GlobSetBuilder::new();
+        for pattern in patterns.iter().map(AsRef::as_ref) {
+            let glob = GlobBuilder::new(pattern)
+                .literal_separator(true)
+                .backslash_escape(true)
+                .build()
+                .map_err(|e| Error::new(ErrorKind::Invalid, Op::Configure, format!("{setting} = {pattern}")).with_source(e))?;
+            set.add(glob);
+        }
+        let set = set.build().map_err(|e| Error::new(ErrorKind::Invalid, Op::Configure, setting).with_source(e))?;
+        Ok(Self(Some(set)))
     }
-    let mut set = GlobSetBuilder::new();
-    for pattern in patterns {
-        let glob = GlobBuilder::new(pattern)
-            .literal_separator(true)
-            .backslash_escape(true)
-            .build()
-            .map_err(|e| Error::new(ErrorKind::Invalid, Op::Configure, format!("{setting} = {pattern}")).with_source(e))?;
-        set.add(glob);
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_none()
     }
-    set.build().map(Some).map_err(|e| Error::new(ErrorKind::Invalid, Op::Configure, setting).with_source(e))
+
+    /// Whether one of them matches.
+    pub fn matches(&self, text: &str) -> bool {
+        self.0.as_ref().is_some_and(|set| set.is_match(text))
+    }
 }
 
 #[cfg(test)]

@@ -155,6 +155,24 @@ impl Http {
         self.pool.request(request)
     }
 
+    /// As [`request`](Self::request), waited for: `Unavailable` where no answer comes in time, or the connection breaks; with
+    /// `maybe_applied` where a change may have reached the server.
+    pub async fn answer(
+        &self,
+        request: http::Request<Body>,
+        op: Op,
+        target: &str,
+        patience: Duration,
+    ) -> Result<http::Response<hyper::body::Incoming>> {
+        let reads = request.method() == http::Method::GET || request.method() == http::Method::HEAD;
+        let lost = |sent: bool| Error::new(ErrorKind::Unavailable, op, target).with_maybe_applied(sent && !reads);
+        match tokio::time::timeout(patience, self.request(request)).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(lost(body::maybe_sent(&error)).with_source(error)),
+            Err(_) => Err(lost(true).with_code("timeout").with_source(format!("no answer within {patience:?}"))),
+        }
+    }
+
     /// What a proxy wants to see on each request that it forwards; a tunnel is authorized when it is opened.
     fn proxy_authorization(&self, to: &http::Uri) -> Option<HeaderValue> {
         if to.scheme_str() != Some("http") {

@@ -69,6 +69,13 @@ pub struct IndexCapability {
     pub looked_up: bool,
 }
 
+impl IndexCapability {
+    /// As Amazon S3 has it: pages of 1,000 keys of at most 1,024 bytes, in byte order, from any key on.
+    pub const fn like_s3(etag: EtagKind) -> Self {
+        Self { order: ListOrder::Bytes, start_after: true, page_max: 1000, etag, max_key: 1024, looked_up: false }
+    }
+}
+
 /// A store that can be listed and looked at.
 ///
 /// Both calls are safe to drop at any await: they change nothing.

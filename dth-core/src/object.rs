@@ -70,6 +70,11 @@ impl ETag {
         Self(hex(md5).into())
     }
 
+    /// The etag of an object in a store of [`EtagKind::Digest`].
+    pub fn of_sha256(sha256: &[u8]) -> Self {
+        Self(format!("sha256:{}", hex(sha256)).into())
+    }
+
     /// The etag of a multipart object from the MD5 values of its parts, in a store of [`EtagKind::Md5`].
     pub fn of_parts(parts: &[[u8; 16]]) -> Self {
         let mut all = Md5::new();

@@ -1,8 +1,10 @@
 //! Which images of a registry take part.
 
 use crate::key::{ImageKey, is_digest, is_name, is_tag};
-use dth_core::error::{Error, ErrorKind, Op, Result};
-use globset::{Glob, GlobSet, GlobSetBuilder};
+use dth_core::{
+    error::{Error, ErrorKind, Op, Result},
+    filter::Globs,
+};
 use oci_spec::distribution::Reference;
 use regex::Regex;
 use semver::{Version, VersionReq};
@@ -58,7 +60,7 @@ pub struct TagFilter {
 pub(crate) struct Selected {
     /// Repositories that are named, with what of them.
     pub(crate) named: BTreeMap<String, Named>,
-    globs: Option<GlobSet>,
+    globs: Globs,
     everything: bool,
     tags: Tags,
     pub(crate) platforms: Vec<String>,
@@ -94,7 +96,8 @@ impl Selection {
 impl Selected {
     /// Reads a selection of images of `registry`. `Invalid`, with the line, for what cannot be read.
     pub(crate) fn new(selection: &Selection, registry: &str) -> Result<Self> {
-        let globs = globs(&selection.repositories)?;
+        let globs: Vec<&String> = selection.repositories.iter().filter(|pattern| !is_name(pattern)).collect();
+        let globs = Globs::new("select.repositories", &globs)?;
         let mut named: BTreeMap<String, Named> = BTreeMap::new();
         let file = match &selection.images_file {
             Some(path) => std::fs::read_to_string(path).map_err(|e| invalid("images_file", &path.display().to_string(), e))?,
@@ -135,7 +138,7 @@ impl Selected {
 
     /// Whether the registry must be asked which repositories it has.
     pub(crate) fn asks_for_repositories(&self) -> bool {
-        self.everything || self.globs.is_some()
+        self.everything || !self.globs.is_empty()
     }
 
     /// Whether tags of this repository are taken that nobody names.
@@ -145,7 +148,7 @@ impl Selected {
 
     /// Whether a repository takes part that nobody names.
     pub(crate) fn takes_repository(&self, name: &str) -> bool {
-        self.everything || self.globs.as_ref().is_some_and(|globs| globs.is_match(name))
+        self.everything || self.globs.matches(name)
     }
 
     /// The tags that take part, of those that a repository has.
@@ -267,20 +270,6 @@ fn image(entry: &str, registry: &str) -> std::result::Result<(String, What), Str
         None if is_tag(tag) => Ok((name, What::Tag(tag.to_owned()))),
         None => Err("the tag is none".into()),
     }
-}
-
-fn globs(patterns: &[String]) -> Result<Option<GlobSet>> {
-    let patterns: Vec<&String> = patterns.iter().filter(|pattern| !is_name(pattern)).collect();
-    if patterns.is_empty() {
-        return Ok(None);
-    }
-    let mut set = GlobSetBuilder::new();
-    for pattern in patterns {
-        let glob = globset::GlobBuilder::new(pattern).literal_separator(true).build();
-        let glob: Glob = glob.map_err(|e| invalid("repositories", pattern, e))?;
-        set.add(glob);
-    }
-    set.build().map(Some).map_err(|e| invalid("repositories", "", e))
 }
 
 fn invalid(setting: &str, value: &str, why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {

@@ -202,7 +202,7 @@ impl Index for S3Store {
 
     fn index_capability(&self) -> IndexCapability {
         let order = if self.config.unordered_listing { ListOrder::Unordered } else { ListOrder::Bytes };
-        IndexCapability { order, start_after: self.facts.seeks, page_max: 1000, etag: self.etag_kind(), max_key: 1024, looked_up: false }
+        IndexCapability { order, start_after: self.facts.seeks, ..IndexCapability::like_s3(self.etag_kind()) }
     }
 
     fn carries(&self, key: &ObjectKey) -> bool {

@@ -10,7 +10,7 @@ use dth_core::{
     env::{Env, SystemEnv},
     error::{Error, ErrorKind, Op, Result},
     finder::Finder,
-    index::{Index, IndexCapability, ListFrom, ListOrder, ListPage, ListRequest},
+    index::{Index, IndexCapability, ListFrom, ListPage, ListRequest},
     memory::{MemoryQueue, MemoryState},
     object::{ETag, Entry, EtagKind, ObjectInfo, ObjectKey, VersionId},
     report::human_bytes,
@@ -50,7 +50,7 @@ impl Index for Synthetic {
     }
 
     fn index_capability(&self) -> IndexCapability {
-        IndexCapability { order: ListOrder::Bytes, start_after: true, page_max: 1000, etag: EtagKind::Md5, max_key: 1024, looked_up: false }
+        IndexCapability::like_s3(EtagKind::Md5)
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage> {

@@ -12,7 +12,7 @@ use dth_core::{
     checksum::{Algorithm, Checksum},
     env::{Env, SystemEnv},
     error::{Error, ErrorKind, Op, Result},
-    index::{Index, IndexCapability, ListFrom, ListOrder, ListPage, ListRequest},
+    index::{Index, IndexCapability, ListFrom, ListPage, ListRequest},
     memory::{MemoryQueue, MemoryState},
     object::{ETag, Entry, EtagKind, ObjectInfo, ObjectKey, VersionId},
     report::human_bytes,
@@ -70,14 +70,7 @@ impl Index for Made {
         "made".into()
     }
     fn index_capability(&self) -> IndexCapability {
-        IndexCapability {
-            order: ListOrder::Bytes,
-            start_after: true,
-            page_max: 1000,
-            etag: EtagKind::Opaque,
-            max_key: 1024,
-            looked_up: false,
-        }
+        IndexCapability::like_s3(EtagKind::Opaque)
     }
     async fn list(&self, request: &ListRequest) -> Result<ListPage> {
         let entries = (0..self.0.len()).map(|n| self.entry(n)).filter(|entry| match &request.from {
@@ -143,14 +136,7 @@ impl Index for Nowhere {
         "nowhere".into()
     }
     fn index_capability(&self) -> IndexCapability {
-        IndexCapability {
-            order: ListOrder::Bytes,
-            start_after: true,
-            page_max: 1000,
-            etag: EtagKind::Opaque,
-            max_key: 1024,
-            looked_up: false,
-        }
+        IndexCapability::like_s3(EtagKind::Opaque)
     }
     async fn list(&self, _: &ListRequest) -> Result<ListPage> {
         Ok(ListPage::default())

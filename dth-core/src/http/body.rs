@@ -129,8 +129,16 @@ pub async fn gather(mut stream: ByteStream, most: u64) -> Result<Option<Vec<u8>>
     Ok(Some(all))
 }
 
+/// The least progress that an upload must make, in bytes a second, before it is given up.
+const SLOWEST: u64 = 32 << 10;
+
+/// How long the answer to a request with so many bytes is waited for.
+pub fn time_to_send(len: u64, idle: Duration) -> Duration {
+    idle + Duration::from_secs(len / SLOWEST)
+}
+
 /// `false` when no byte of the request can have reached the server's application.
-pub fn maybe_sent(error: &hyper_util::client::legacy::Error) -> bool {
+pub(super) fn maybe_sent(error: &hyper_util::client::legacy::Error) -> bool {
     if error.is_connect() || error.connect_info().is_none() {
         return false;
     }

@@ -4,7 +4,7 @@
 use crate::{
     checksum::{Algorithm, Checksum},
     error::{Error, ErrorKind, Op, Result},
-    index::{Index, IndexCapability, ListFrom, ListOrder, ListPage, ListRequest, must_carry},
+    index::{Index, IndexCapability, ListFrom, ListPage, ListRequest, must_carry},
     object::{Attributes, ETag, Entry, EtagKind, ObjectInfo, ObjectKey, Tags, VersionId},
     sink::{Body, Condition, Conditions, MultipartLimits, OpenUpload, Part, Placed, PutOptions, Sink, SinkCapability, UploadId, Written},
     source::{CopyOrigin, Family, Read, ReadOptions, ReadRange, Source, SourceCapability},
@@ -294,7 +294,7 @@ fn entry(key: &ObjectKey, object: &StoredObject) -> Entry {
 }
 
 fn digest(bytes: &Bytes) -> ETag {
-    ETag::new(&format!("sha256:{}", Checksum::of(Algorithm::Sha256, std::slice::from_ref(bytes)).to_hex()))
+    ETag::of_sha256(&Checksum::of(Algorithm::Sha256, std::slice::from_ref(bytes)).value)
 }
 
 fn md5(bytes: &[u8]) -> [u8; 16] {
@@ -325,14 +325,8 @@ impl Index for MemoryStore {
     }
 
     fn index_capability(&self) -> IndexCapability {
-        IndexCapability {
-            order: ListOrder::Bytes,
-            start_after: true,
-            page_max: self.settings.page,
-            etag: self.settings.etag,
-            max_key: 1024,
-            looked_up: self.settings.looked_up,
-        }
+        let Self { settings, .. } = self;
+        IndexCapability { page_max: settings.page, looked_up: settings.looked_up, ..IndexCapability::like_s3(settings.etag) }
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage> {

@@ -3,7 +3,7 @@
 use super::{Notice, Notifier};
 use crate::{
     error::{Error, ErrorKind, Op, Result},
-    http::{Body, Http},
+    http::{Http, body},
     secret::Secret,
 };
 use async_trait::async_trait;
@@ -11,7 +11,6 @@ use http::{
     Request, StatusCode, Uri,
     header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST},
 };
-use http_body_util::{BodyExt, Full};
 use std::fmt;
 
 /// Posts the JSON form of each notice to a URL. `text` is in it, which is what chat services show.
@@ -69,8 +68,7 @@ impl Notifier for Webhook {
             value.set_sensitive(true);
             request = request.header(AUTHORIZATION, value);
         }
-        let body: Body = Full::from(body).map_err(|never| match never {}).boxed_unsync();
-        let request = request.body(body).map_err(|e| invalid(e.to_string()))?;
+        let request = request.body(body::full(body.into())).map_err(|e| invalid(e.to_string()))?;
         let answer = self
             .http
             .request(request)

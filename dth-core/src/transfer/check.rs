@@ -58,18 +58,13 @@ impl Transfer {
         Some(Checksum { algorithm: Algorithm::Md5, value })
     }
 
-    /// The etag of an object put at once, where the sink builds it from MD5.
-    pub(super) fn etag_from(&self, md5: Option<&Checksum>) -> Option<ETag> {
-        if self.sink.index_capability().etag != EtagKind::Md5 {
-            return None;
+    /// The etag of an object put at once, where the sink builds it from one of these.
+    pub(super) fn etag_from(&self, md5: Option<&Checksum>, sum: Option<&Checksum>) -> Option<ETag> {
+        match self.sink.index_capability().etag {
+            EtagKind::Md5 => md5.map(|c| ETag::of_md5(&c.value)),
+            EtagKind::Digest => sum.filter(|c| c.algorithm == Algorithm::Sha256).map(|c| ETag::of_sha256(&c.value)),
+            EtagKind::Opaque => None,
         }
-        md5.map(|c| ETag::of_md5(&c.value))
-    }
-
-    /// The same where it is the digest of its bytes.
-    pub(super) fn etag_of(&self, sum: Option<&Checksum>) -> Option<ETag> {
-        let by_content = self.sink.index_capability().etag == EtagKind::Digest;
-        sum.filter(|c| by_content && c.algorithm == Algorithm::Sha256).map(|c| ETag::new(&format!("sha256:{}", c.to_hex())))
     }
 
     /// The checksum that a single put of the unread body can carry: known beforehand, and verified by the sink.
@@ -124,7 +119,7 @@ impl Transfer {
             md5 = Some(Checksum::of(Algorithm::Md5, body));
         }
         known = known.or_else(|| sum.clone().filter(|c| c.algorithm != Algorithm::Md5));
-        let etag = self.etag_from(md5.as_ref()).or_else(|| self.etag_of(known.as_ref()));
+        let etag = self.etag_from(md5.as_ref(), known.as_ref());
         let expected = Expected { size, etag, checksum: known, replaces: None };
         Ok(Held { verified, checksum: sum, expected })
     }

@@ -63,16 +63,16 @@ impl Transfer {
         });
         let family = match family.await {
             Ok(family) => family,
-            // Gone is the entry, or one of its children: only the first ends it.
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                match self.settings.retry.run(&*self.env, || self.source.head(&job.key, None)).await {
-                    Ok(_) => {
-                        return Err(Error::new(ErrorKind::Conflict, Op::Children, job.key.to_string()).with_source(error));
-                    }
-                    Err(error) => return self.unreadable(job, error, journal).await.map(|ended| Attempt::Ended(Box::new(ended))),
+            Err(mut error) => {
+                // Gone is the entry, or one of its children: only the first ends it.
+                if error.kind() == ErrorKind::NotFound {
+                    error = match self.settings.retry.run(&*self.env, || self.source.head(&job.key, None)).await {
+                        Ok(_) => return Err(Error::new(ErrorKind::Conflict, Op::Children, job.key.to_string()).with_source(error)),
+                        Err(of_entry) => of_entry,
+                    };
                 }
+                return self.unreadable(job, error, journal).await.map(|ended| Attempt::Ended(Box::new(ended)));
             }
-            Err(error) => return self.unreadable(job, error, journal).await.map(|ended| Attempt::Ended(Box::new(ended))),
         };
         if let Some(ended) = self.already_there(job, key, &ObjectInfo::of(family.entry.clone()), held, journal).await? {
             return Ok(Attempt::Ended(Box::new(ended)));
@@ -138,6 +138,14 @@ impl Transfer {
             Some(etag) => Some(self.flights.turn(etag).await),
             None => None,
         };
+        let brought = self.bring_in_turn(child, line).await?;
+        if let Some(turn) = turn {
+            turn.landed();
+        }
+        Ok(brought)
+    }
+
+    async fn bring_in_turn(&self, child: &Entry, line: &[ETag]) -> Result<Brought> {
         let key = self.keys.to_destination(&child.key);
         let seen = loop {
             let placed = self.settings.retry.run(&*self.env, || async {
@@ -147,9 +155,6 @@ impl Transfer {
             match placed.await? {
                 Placed::There => {
                     reached(Branch::ChildThere);
-                    if let Some(turn) = &turn {
-                        turn.landed();
-                    }
                     return Ok(Brought::default());
                 }
                 Placed::Absent => break Seen::Absent,
@@ -170,9 +175,6 @@ impl Transfer {
         if matches!(ended.outcome, Outcome::Cancelled | Outcome::Skipped(_)) {
             let why = if ended.outcome == Outcome::Cancelled { "a child is gone" } else { "a child cannot be carried" };
             return Err(Error::new(ErrorKind::Conflict, Op::Children, child.key.to_string()).with_source(why));
-        }
-        if let Some(turn) = &turn {
-            turn.landed();
         }
         let unproven = ended.record.verified.filter(|_| ended.outcome == Outcome::CopiedTransportOnly);
         Ok(Brought { bytes: ended.bytes, unproven, not_carried: ended.record.not_carried })

@@ -98,7 +98,7 @@ impl Transfer {
         options.condition = self.effective(held);
         let md5 = self.source_md5(&info);
         let expected =
-            Expected { size, etag: self.etag_from(md5.as_ref()), checksum: info.checksum.clone(), replaces: held.etag().cloned() };
+            Expected { size, etag: self.etag_from(md5.as_ref(), None), checksum: info.checksum.clone(), replaces: held.etag().cloned() };
         journal.about_to_publish(&info.entry, &self.settings.retry, &self.env).await?;
         let etag = self.pin(&job.key, etag).await;
         let copied = self.publish(key, &expected, || self.sink.copy(origin, &etag, key, &options)).await;
@@ -538,7 +538,7 @@ impl Transfer {
             return Err(Error::new(ErrorKind::Invalid, Op::PutPart, self.name_of(key))
                 .with_source("the destination encrypts with KMS by its own default: set `encryption = { kind = \"kms\" }` for it"));
         }
-        let md5 = seen.sum(Algorithm::Md5).and_then(|c| self.etag_from(Some(&c)));
+        let md5 = seen.sum(Algorithm::Md5).and_then(|c| self.etag_from(Some(&c), None));
         let other_sum = part.checksum.as_ref().is_some_and(|stored| seen.sum(stored.algorithm).is_some_and(|sent| sent != *stored));
         if wrong(Bug::NoUploadChecksum) {
             return Ok((part, layout.checks.judge.and_then(|a| seen.sum(a))));

@@ -74,10 +74,13 @@ impl Transfer {
             Some(sum) => (Proof::None, Verified::Source(sum.algorithm)),
             None => self.proof(&info, part_size.filter(|_| !journal.parity.is_hopeless())),
         };
-        let shown = sum.is_none() && self.sink.index_capability().etag == EtagKind::Md5;
-        let unknown = sum.is_none() && info.checksum.is_none();
-        let algorithms = [(Algorithm::Md5, shown), (Algorithm::Crc64Nvme, unknown)];
-        let algorithms: Vec<Algorithm> = algorithms.into_iter().filter(|(_, wanted)| *wanted).map(|(algorithm, _)| algorithm).collect();
+        let mut algorithms = Vec::new();
+        if sum.is_none() && self.sink.index_capability().etag == EtagKind::Md5 {
+            algorithms.push(Algorithm::Md5);
+        }
+        if sum.is_none() && info.checksum.is_none() {
+            algorithms.push(Algorithm::Crc64Nvme);
+        }
         let mut options = self.put_options(&info, journal, false).await?;
         options.condition = self.effective(held);
         options.checksum.clone_from(&sum);
@@ -91,7 +94,7 @@ impl Transfer {
         drop(permit);
         let md5 = self.source_md5(&info).or_else(|| seen.sum(Algorithm::Md5));
         let checksum = info.checksum.clone().or_else(|| seen.sum(Algorithm::Crc64Nvme));
-        let etag = self.etag_from(md5.as_ref()).or_else(|| self.etag_of(checksum.as_ref()));
+        let etag = self.etag_from(md5.as_ref(), checksum.as_ref());
         let expected = Expected { size, etag, checksum, replaces: held.etag().cloned() };
         let published = match answer {
             Ok(written) => self.believe(key, &expected, written).await?,

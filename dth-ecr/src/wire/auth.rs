@@ -26,8 +26,7 @@ use std::{
 use tokio::time::Instant;
 
 /// Token services that are known to belong to a registry of another name.
-const KNOWN: [(&str, &str); 3] =
-    [("registry-1.docker.io", "auth.docker.io"), ("registry.gitlab.com", "gitlab.com"), ("docker.io", "auth.docker.io")];
+const KNOWN: [(&str, &str); 2] = [("registry-1.docker.io", "auth.docker.io"), ("registry.gitlab.com", "gitlab.com")];
 
 /// Characters of a scope that stay as they are in a query.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b':').remove(b'/').remove(b',');
@@ -368,8 +367,8 @@ impl Auth {
             request = request.header(header::CONTENT_TYPE, "application/x-www-form-urlencoded").header(header::CONTENT_LENGTH, form.len());
         }
         let request = request.body(body::full(form.map(Bytes::from).unwrap_or_default())).map_err(|e| failed(e.into()))?;
-        let answer = tokio::time::timeout(self.patience, self.http.request(request)).await;
-        let answer = answer.map_err(|_| failed(format!("no answer within {:?}", self.patience).into()))?.map_err(|e| failed(e.into()))?;
+        // A token that was given and lost has changed nothing.
+        let answer = self.http.answer(request, Op::Connect, &host, self.patience).await.map_err(|e| e.with_maybe_applied(false))?;
         let (parts, body) = answer.into_parts();
         let stream = body::read(body, Op::Connect, host.clone(), Patience::idle(self.patience));
         let page = body::gather(stream, MAX_TOKEN).await?.ok_or_else(|| failed("the answer is too long".into()))?;

@@ -22,9 +22,6 @@ use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 pub(super) const USER_AGENT: &str = concat!("dth/", env!("CARGO_PKG_VERSION"));
 
-/// The least progress that an upload must make, in bytes a second, before it is given up.
-const SLOWEST: u64 = 32 << 10;
-
 /// Most hops from a registry to where it keeps its blobs.
 const MAX_HOPS: u32 = 5;
 
@@ -125,7 +122,6 @@ pub(crate) struct Answer {
 pub(crate) struct Wire {
     http: Http,
     base: Uri,
-    authority: String,
     insecure: bool,
     auth: Auth,
     limits: [AdaptiveLimit; Action::COUNT],
@@ -143,7 +139,7 @@ impl Wire {
         let connect_timeout = Duration::from_secs(config.connect_timeout_seconds.unwrap_or(10));
         let settings = HttpSettings { ca_file: config.ca_file.clone(), proxy: config.proxy.clone(), connect_timeout, connector: None };
         let http = Http::new(settings)?;
-        let authority = config.authority().to_owned();
+        let authority = config.authority();
         let idle = Duration::from_secs(config.idle_timeout_seconds.unwrap_or(60));
         let configured = || Arc::new(Configured { config: config.credentials.clone(), registry: config.registry.clone() });
         let logins = Logins::new(logins.unwrap_or_else(|| configured()));
@@ -152,11 +148,10 @@ impl Wire {
         let base: Uri =
             base.parse().map_err(|e| Error::new(ErrorKind::Invalid, Op::Configure, format!("registry = {authority}")).with_source(e))?;
         Ok(Self {
-            auth: Auth::new(http.clone(), &authority, config.insecure, config.token_hosts.clone(), logins, idle),
+            auth: Auth::new(http.clone(), authority, config.insecure, config.token_hosts.clone(), logins, idle),
             http,
             base,
             insecure: config.insecure,
-            authority,
             limits: std::array::from_fn(|_| AdaptiveLimit::new(AdaptiveSettings::default())),
             idle,
         })
@@ -175,8 +170,8 @@ impl Wire {
         let mut renewed = false;
         loop {
             let body = next.take().unwrap_or_else(|| CallBody::Chunks(replay.clone().unwrap_or_default()));
-            // A session may be led elsewhere; whoever that is, is shown no password.
             let permit = self.limits[action as usize].acquire().await;
+            // A session may be led elsewhere; whoever that is, is shown no password.
             let authorization = if self.is_own(&first) { self.auth.header(&scopes).await? } else { None };
             let mut last = first.clone();
             let mut answer = self.once((op, action, &target), &method, &first, &headers, body, authorization.clone()).await;
@@ -269,7 +264,8 @@ impl Wire {
         } else if let Some(rest) = location.strip_prefix("//") {
             format!("{}://{rest}", at.scheme_str().unwrap_or("https"))
         } else if location.starts_with('/') {
-            format!("{}://{}{location}", at.scheme_str().unwrap_or("https"), at.authority().map_or(self.authority.as_str(), |a| a.as_str()))
+            let authority = at.authority().map(http::uri::Authority::as_str).unwrap_or_default();
+            format!("{}://{authority}{location}", at.scheme_str().unwrap_or("https"))
         } else {
             return Err(invalid("is relative".into()));
         };
@@ -328,17 +324,9 @@ impl Wire {
             out.insert(header::CONTENT_LENGTH, HeaderValue::from(len));
         }
         metrics::counter!("dth_registry_requests_total", "action" => action.name()).increment(1);
-        let reads = *method == Method::GET || *method == Method::HEAD;
-        let lost = |sent: bool| Error::new(ErrorKind::Unavailable, op, target).with_maybe_applied(sent && !reads);
-        let patience = self.idle + Duration::from_secs(len / SLOWEST);
-        match tokio::time::timeout(patience, self.http.request(request)).await {
-            Ok(Ok(answer)) => {
-                let (parts, body) = answer.into_parts();
-                Ok(Answer { status: parts.status, headers: parts.headers, body, op, target: target.to_owned(), idle: self.idle })
-            }
-            Ok(Err(error)) => Err(lost(body::maybe_sent(&error)).with_source(error)),
-            Err(_) => Err(lost(true).with_code("timeout").with_source(format!("no answer within {patience:?}"))),
-        }
+        let patience = body::time_to_send(len, self.idle);
+        let (parts, body) = self.http.answer(request, op, target, patience).await?.into_parts();
+        Ok(Answer { status: parts.status, headers: parts.headers, body, op, target: target.to_owned(), idle: self.idle })
     }
 }
 

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use dth_core::{
     checksum::{Algorithm, Checksum, Digester},
     error::{Error, ErrorKind, Op, Result},
-    index::{Index, IndexCapability, ListOrder, ListPage, ListRequest, must_carry},
+    index::{Index, IndexCapability, ListPage, ListRequest, must_carry},
     object::{Attributes, ETag, Entry, EtagKind, ObjectInfo, ObjectKey, VersionId},
     sink::{Body, Condition, Conditions, PutOptions, Sink, SinkCapability, Written},
     source::{Read, ReadOptions, ReadRange, Source, SourceCapability},
@@ -160,14 +160,7 @@ impl Index for ObjectStoreAdapter {
     }
 
     fn index_capability(&self) -> IndexCapability {
-        IndexCapability {
-            order: ListOrder::Bytes,
-            start_after: true,
-            page_max: PAGE,
-            etag: EtagKind::Opaque,
-            max_key: 1024,
-            looked_up: false,
-        }
+        IndexCapability { page_max: PAGE, ..IndexCapability::like_s3(EtagKind::Opaque) }
     }
 
     fn carries(&self, key: &ObjectKey) -> bool {

@@ -41,8 +41,6 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Answers are read whole only where they are documents; none of ours is larger.
 const MAX_DOCUMENT: u64 = 64 << 20;
-/// The least progress that an upload must make, in bytes a second, before it is given up.
-const SLOWEST: u64 = 32 << 10;
 /// Assembling and copying take a store minutes. S3 answers 200 at once and then drips white space; so long at most.
 const LONG_WORK: Duration = Duration::from_secs(30 * 60);
 /// Others say nothing until then: so many idle times are granted for the first word.
@@ -266,19 +264,10 @@ impl Wire {
             out.insert("content-length", HeaderValue::from(len));
         }
         let request = builder.body(into_http(body)).map_err(|e| invalid(op, target, e))?;
-        let patience = if works_long(op) { self.idle * SILENT_WORK } else { self.idle + Duration::from_secs(len / SLOWEST) };
+        let patience = if works_long(op) { self.idle * SILENT_WORK } else { body::time_to_send(len, self.idle) };
         metrics::counter!("dth_s3_requests_total", "op" => op_name(op)).increment(1);
-        let lost = |sent: bool| {
-            Error::new(ErrorKind::Unavailable, op, target).with_maybe_applied(sent && method != Method::GET && method != Method::HEAD)
-        };
-        match tokio::time::timeout(patience, self.http.request(request)).await {
-            Ok(Ok(answer)) => {
-                let (parts, body) = answer.into_parts();
-                Ok(Answer { status: parts.status, headers: parts.headers, body, op, target: target.to_owned(), idle: self.idle })
-            }
-            Ok(Err(error)) => Err(lost(body::maybe_sent(&error)).with_source(error)),
-            Err(_) => Err(lost(true).with_code("timeout").with_source(format!("no answer within {patience:?}"))),
-        }
+        let (parts, body) = self.http.answer(request, op, target, patience).await?.into_parts();
+        Ok(Answer { status: parts.status, headers: parts.headers, body, op, target: target.to_owned(), idle: self.idle })
     }
 
     fn sign(
