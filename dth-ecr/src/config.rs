@@ -6,6 +6,7 @@ use dth_core::{
     http::Proxy,
 };
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// One side: a registry, and what is selected of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +45,32 @@ pub struct Rename {
     pub to: String,
 }
 
+/// Which ECR, and how repositories are made there.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EcrConfig {
+    /// The account whose registry it is; that of the credentials where nothing is set.
+    pub account: Option<String>,
+    /// What repositories are made with that do not exist; without it, none is made.
+    pub create: Option<RepositorySettings>,
+}
+
+/// How a repository is made.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RepositorySettings {
+    /// Tags cannot be moved once they are set.
+    pub immutable_tags: bool,
+    /// Images are scanned when they are pushed.
+    pub scan_on_push: bool,
+    /// Encrypt with this key of KMS, by ARN, id or alias; `aws/ecr` for that of AWS. Without it, with AES-256.
+    pub kms_key: Option<String>,
+    /// A lifecycle policy as JSON.
+    pub lifecycle_policy: Option<String>,
+    /// Tags of the repository.
+    pub tags: BTreeMap<String, String>,
+}
+
 impl RegistryConfig {
     /// `host[:port]` that requests go to.
     pub(crate) fn authority(&self) -> &str {
@@ -54,6 +81,7 @@ impl RegistryConfig {
         }
     }
 
+    /// All but the selection, which [`Selected::new`](crate::selection::Selected::new) reads.
     pub(crate) fn validate(&self) -> Result<()> {
         let invalid = |setting: String, why: &str| Err(Error::new(ErrorKind::Invalid, Op::Configure, setting).with_source(why));
         let named = format!("registry = `{}`", self.registry);
@@ -76,7 +104,7 @@ impl RegistryConfig {
                 return invalid(named, "another rule has the same `from`, or leads to the same place");
             }
         }
-        self.select.validate(&self.registry)
+        Ok(())
     }
 
     /// What a repository is called at this destination.

@@ -3,7 +3,7 @@
 //! <https://docs.aws.amazon.com/AmazonECR/latest/APIReference/Welcome.html>
 
 use crate::{
-    config::RegistryConfig,
+    config::{EcrConfig, RegistryConfig, RepositorySettings},
     credentials::{Login, LoginSource},
     registry::{ControlPlane, ListedImage, Registry, RegistryBuilder},
 };
@@ -21,39 +21,12 @@ use dth_core::{
     error::{Error, ErrorKind, Op, Result},
     secret::Secret,
 };
-use serde::{Deserialize, Serialize};
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::HashSet,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-
-/// Which ECR, and how repositories are made there.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct EcrConfig {
-    /// The account whose registry it is; that of the credentials where nothing is set.
-    pub account: Option<String>,
-    /// What repositories are made with that do not exist; without it, none is made.
-    pub create: Option<RepositorySettings>,
-}
-
-/// How a repository is made.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct RepositorySettings {
-    /// Tags cannot be moved once they are set.
-    pub immutable_tags: bool,
-    /// Images are scanned when they are pushed.
-    pub scan_on_push: bool,
-    /// Encrypt with this key of KMS, by ARN, id or alias; `aws/ecr` for that of AWS. Without it, with AES-256.
-    pub kms_key: Option<String>,
-    /// A lifecycle policy as JSON.
-    pub lifecycle_policy: Option<String>,
-    /// Tags of the repository.
-    pub tags: BTreeMap<String, String>,
-}
 
 /// Amazon ECR in one account and region, of any partition: the region decides.
 #[derive(Clone)]

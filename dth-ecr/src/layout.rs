@@ -3,19 +3,19 @@
 //! <https://github.com/opencontainers/image-spec/blob/v1.1.1/image-layout.md>
 
 use crate::{
+    images,
     key::{ImageKey, is_name, is_tag},
-    manifest::{MAX_MANIFEST, Manifest, OCI_INDEX},
-    registry::{checksum_of, info},
+    manifest::{MAX_MANIFEST, Manifest, empty_index, manifests_of},
 };
 use async_trait::async_trait;
 use bytes::Bytes;
 use dth_core::{
     checksum::{Algorithm, Checksum, Digester},
     error::{Error, ErrorKind, Op, Result},
-    index::{Index, IndexCapability, ListFrom, ListOrder, ListPage, ListRequest},
-    object::{Attributes, ETag, Entry, EtagKind, ObjectInfo, ObjectKey, VersionId},
-    sink::{Body, Condition, Conditions, Placed, PutOptions, Sink, SinkCapability, Written},
-    source::{Family, Read, ReadOptions, ReadRange, Source, SourceCapability},
+    index::{Index, IndexCapability, ListFrom, ListPage, ListRequest},
+    object::{Attributes, ETag, Entry, ObjectInfo, ObjectKey, VersionId},
+    sink::{Body, Condition, Placed, PutOptions, Sink, SinkCapability, Written},
+    source::{Family, Read, ReadOptions, Source, SourceCapability},
 };
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
@@ -24,12 +24,15 @@ use std::{
     fmt,
     io::SeekFrom,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 
 /// What names a manifest of the index.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+/// Bytes of a body on its way to the disk.
+const STREAM_WINDOW: u64 = 2 << 20;
 
 /// Bytes read at once.
 const CHUNK: usize = 256 << 10;
@@ -49,6 +52,8 @@ struct Inner {
     writing: Arc<tokio::sync::Mutex<()>>,
     /// Manifests that are brought for others, and found by these.
     children: Mutex<HashSet<ObjectKey>>,
+    /// Repositories that the index named when it was last read.
+    names: Mutex<Option<HashSet<String>>>,
 }
 
 impl fmt::Debug for OciLayout {
@@ -95,16 +100,19 @@ impl OciLayout {
             }
             Err(error) => return Err(invalid(error.to_string())),
         }
-        Ok(Self { inner: Arc::new(Inner { root, repository: repository.to_owned(), writing: Arc::default(), children: Mutex::default() }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                root,
+                repository: repository.to_owned(),
+                writing: Arc::default(),
+                children: Mutex::default(),
+                names: Mutex::default(),
+            }),
+        })
     }
 
     fn target(&self, what: impl fmt::Display) -> String {
         format!("{}: {what}", self.inner.root.display())
-    }
-
-    fn image(&self, key: &ObjectKey, op: Op) -> Result<ImageKey> {
-        let why = "keys of images are name:tag, name@digest and name#digest";
-        ImageKey::parse(key).ok_or_else(|| Error::new(ErrorKind::Unrepresentable, op, key.to_string()).with_source(why))
     }
 
     /// The file of a digest; its form was checked, so that it leads nowhere else.
@@ -138,8 +146,14 @@ impl OciLayout {
         named.or(tag).or_else(|| ImageKey::parse(&plain.into()))
     }
 
+    fn names_of(&self, index: &Value) -> HashSet<String> {
+        let manifests = index.get("manifests").and_then(Value::as_array).into_iter().flatten();
+        manifests.filter_map(|descriptor| self.key_of(descriptor)).map(|key| key.name().to_owned()).collect()
+    }
+
     async fn listed(&self, op: Op) -> Result<BTreeMap<ObjectKey, Listed>> {
         let index = self.index(op).await?;
+        *lock(&self.inner.names) = Some(self.names_of(&index));
         let manifests = index.get("manifests").and_then(Value::as_array).cloned().unwrap_or_default();
         let listed = manifests.iter().filter_map(|descriptor| {
             let key = self.key_of(descriptor)?;
@@ -206,7 +220,7 @@ impl OciLayout {
             file.write_all(&chunk).await.map_err(io)?;
         }
         let made: Option<Checksum> = digester.map(Digester::finish);
-        if at != len || (made.is_some() && made != checksum_of(digest)) {
+        if at != len || (made.is_some() && made != images::checksum_of(digest)) {
             let why = format!("{at} of {len} bytes came, with the digest {made:?}");
             return Err(Error::new(ErrorKind::Corrupt, Op::Put, self.target(digest)).with_source(why));
         }
@@ -223,12 +237,7 @@ impl OciLayout {
     async fn change(&self, op: Op, change: impl FnOnce(&mut Vec<Value>) + Send) -> Result<()> {
         let alone = Arc::clone(&self.inner.writing).lock_owned().await;
         let mut index = self.index(op).await?;
-        if !index.get("manifests").is_some_and(Value::is_array) {
-            index = empty_index();
-        }
-        if let Some(manifests) = index.get_mut("manifests").and_then(Value::as_array_mut) {
-            change(manifests);
-        }
+        change(manifests_of(&mut index));
         let root = self.inner.root.clone();
         let text = index.to_string();
         let written = tokio::task::spawn_blocking(move || {
@@ -247,8 +256,8 @@ impl OciLayout {
     }
 }
 
-fn empty_index() -> Value {
-    json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [] })
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[async_trait]
@@ -258,14 +267,7 @@ impl Index for OciLayout {
     }
 
     fn index_capability(&self) -> IndexCapability {
-        IndexCapability {
-            order: ListOrder::Bytes,
-            start_after: true,
-            page_max: 1000,
-            etag: EtagKind::Digest,
-            max_key: 255 + 1 + 7 + 128,
-            looked_up: true,
-        }
+        images::index_capability()
     }
 
     fn carries(&self, key: &ObjectKey) -> bool {
@@ -273,10 +275,13 @@ impl Index for OciLayout {
     }
 
     fn covers(&self, key: &ObjectKey) -> bool {
-        let index = std::fs::read(self.inner.root.join("index.json")).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
-        let manifests = index.as_ref().and_then(|index| index.get("manifests")).and_then(Value::as_array);
-        let names = manifests.into_iter().flatten().filter_map(|descriptor| self.key_of(descriptor));
-        ImageKey::parse(key).is_some_and(|image| names.into_iter().any(|listed| listed.name() == image.name()))
+        // Asked for each key that only the destination has: the index was read for the listing.
+        let mut names = lock(&self.inner.names);
+        let names = names.get_or_insert_with(|| {
+            let index = std::fs::read(self.inner.root.join("index.json")).ok().and_then(|text| serde_json::from_slice(&text).ok());
+            self.names_of(&index.unwrap_or_default())
+        });
+        ImageKey::parse(key).is_some_and(|image| names.contains(image.name()))
     }
 
     async fn find(&self, keys: &[ObjectKey]) -> Result<Vec<Option<Entry>>> {
@@ -309,28 +314,21 @@ impl Index for OciLayout {
     }
 
     async fn head(&self, key: &ObjectKey, _: Option<&VersionId>) -> Result<ObjectInfo> {
-        let image = self.image(key, Op::Head)?;
+        let image = images::image_of(key, Op::Head)?;
         let (digest, media_type) = self.digest_of(key, &image, Op::Head).await?;
         let size = tokio::fs::metadata(self.path(&digest)).await.map_err(|e| self.failed(Op::Head, key.as_str(), e))?.len();
-        Ok(info(key, &digest, Some(size), media_type))
+        Ok(images::info(key, &digest, Some(size), media_type))
     }
 }
 
 #[async_trait]
 impl Source for OciLayout {
     fn source_capability(&self) -> SourceCapability {
-        SourceCapability {
-            conditional_read: true,
-            ranged: true,
-            first_part: false,
-            checksums: &[Algorithm::Sha256],
-            tags: false,
-            children: true,
-        }
+        images::source_capability()
     }
 
     async fn read(&self, key: &ObjectKey, options: &ReadOptions) -> Result<Read> {
-        let image = self.image(key, Op::Read)?;
+        let image = images::image_of(key, Op::Read)?;
         let (mut digest, mut media_type) = self.digest_of(key, &image, Op::Read).await?;
         if let Some(pinned) = options.if_match.as_ref().filter(|pinned| pinned.as_str() != digest) {
             // A tag that moved: the bytes of what it was are still there.
@@ -345,13 +343,7 @@ impl Source for OciLayout {
         let failed = |e| self.failed(Op::Read, key.as_str(), e);
         let mut file = tokio::fs::File::open(self.path(&digest)).await.map_err(failed)?;
         let size = file.metadata().await.map_err(failed)?.len();
-        let range = match &options.range {
-            ReadRange::Bytes(range) if range.end <= size && range.start < range.end => range.clone(),
-            ReadRange::Bytes(range) => {
-                return Err(Error::new(ErrorKind::Corrupt, Op::Read, self.target(key)).with_source(format!("bytes {range:?} of {size}")));
-            }
-            ReadRange::Full | ReadRange::FirstPart => 0..size,
-        };
+        let range = images::range_of(&options.range, size, || self.target(key))?;
         file.seek(SeekFrom::Start(range.start)).await.map_err(failed)?;
         let target = self.target(key);
         let body = stream::try_unfold((file, range.end - range.start), move |(mut file, left)| {
@@ -369,50 +361,37 @@ impl Source for OciLayout {
                 Ok(Some((chunk.freeze(), (file, left - read as u64))))
             }
         });
-        Ok(Read { info: info(key, &digest, Some(size), media_type), range, body: body.boxed() })
+        Ok(Read { info: images::info(key, &digest, Some(size), media_type), range, body: body.boxed() })
     }
 
     async fn children(&self, entry: &Entry) -> Result<Family> {
-        let (key, image) = (&entry.key, self.image(&entry.key, Op::Children)?);
+        let (key, image) = (&entry.key, images::image_of(&entry.key, Op::Children)?);
         let (digest, media_type) = self.digest_of(key, &image, Op::Children).await?;
         if matches!(image, ImageKey::Blob { .. }) {
-            return Ok(Family { entry: Entry { etag: Some(ETag::new(&digest)), ..entry.clone() }, children: Vec::new() });
+            return Ok(images::without_children(entry, &digest));
         }
         let manifest = self.manifest(&digest, media_type.as_deref(), Op::Children).await?;
-        let entry = Entry::new(key.clone(), manifest.bytes.len() as u64, Some(ETag::new(&digest)));
-        Ok(Family { entry, children: crate::manifest::entries(image.name(), manifest.children()?) })
+        images::with_children(key, image.name(), &manifest)
     }
 }
 
 #[async_trait]
 impl Sink for OciLayout {
     fn sink_capability(&self) -> SinkCapability {
-        SinkCapability {
-            max_put: u64::MAX,
-            max_object: u64::MAX,
-            stream_window: 2 << 20,
-            multipart: None,
-            conditions: Conditions { publish: false, delete: false },
-            verifies: &[],
-            tags: false,
-            tags_follow: false,
-            max_copy: None,
-        }
+        images::sink_capability(STREAM_WINDOW)
     }
 
     fn not_carried(&self, attributes: &Attributes) -> Vec<String> {
-        attributes.names().into_iter().filter(|name| name != "content-type").collect()
+        images::not_carried(attributes)
     }
 
     async fn put(&self, key: &ObjectKey, body: Body, options: &PutOptions) -> Result<Written> {
-        let image = self.image(key, Op::Put)?;
+        let image = images::image_of(key, Op::Put)?;
         if let ImageKey::Blob { digest, .. } = &image {
             self.write(digest, body).await?;
-            return Ok(Written { etag: Some(ETag::new(digest)), checksum: checksum_of(digest), ..Written::default() });
+            return Ok(images::written(digest, None));
         }
-        let bytes = crate::manifest::gather(body, &self.target(key)).await?;
-        let manifest = Manifest::new(bytes, options.attributes.content_type.as_deref(), image.digest(), &self.target(key))
-            .map_err(|e| Error::new(ErrorKind::Invalid, Op::Put, self.target(key)).with_source(e))?;
+        let manifest = images::manifest_to_store(&image, body, options, &self.target(key)).await?;
         // What is signed has the digest of its payload: there is no file for it in a layout.
         if crate::manifest::digest_of(&manifest.bytes) != manifest.digest {
             let why = "a signed manifest of schema 1 cannot lie in an OCI layout";
@@ -421,7 +400,7 @@ impl Sink for OciLayout {
         self.write(&manifest.digest, Body::Bytes(vec![manifest.bytes.clone()])).await?;
         // What refers to another is found by the index, too; a child is found by its parent.
         let tagged = matches!(image, ImageKey::Tag { .. });
-        let child = self.inner.children.lock().unwrap_or_else(std::sync::PoisonError::into_inner).contains(key);
+        let child = lock(&self.inner.children).contains(key);
         if !child || manifest.subject().is_some() {
             let mut descriptor = manifest.as_referrer();
             if tagged {
@@ -435,13 +414,12 @@ impl Sink for OciLayout {
             })
             .await?;
         }
-        Ok(Written { etag: Some(ETag::new(&manifest.digest)), checksum: checksum_of(&manifest.digest), ..Written::default() })
+        Ok(images::written(&manifest.digest, Some(&manifest.media_type)))
     }
 
     async fn place(&self, key: &ObjectKey, child: &Entry) -> Result<Placed> {
-        let children = || self.inner.children.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if matches!(ImageKey::parse(key), Some(ImageKey::Manifest { .. })) {
-            children().insert(key.clone());
+            lock(&self.inner.children).insert(key.clone());
         }
         match self.head(key, None).await {
             Ok(info) if child.size.is_none_or(|size| info.entry.size == Some(size)) => Ok(Placed::There),
@@ -452,7 +430,7 @@ impl Sink for OciLayout {
     }
 
     async fn delete(&self, key: &ObjectKey, _: &Condition) -> Result<()> {
-        let image = self.image(key, Op::Delete)?;
+        let image = images::image_of(key, Op::Delete)?;
         self.change(Op::Delete, |manifests| manifests.retain(|other| self.key_of(other).is_none_or(|other| other != image))).await
     }
 }

@@ -6,6 +6,7 @@ mod docker_config;
 #[cfg(feature = "aws")]
 mod ecr;
 mod error;
+mod images;
 mod key;
 mod layout;
 mod manifest;
@@ -13,10 +14,10 @@ mod registry;
 mod selection;
 mod wire;
 
-pub use config::{RegistryConfig, Rename};
+pub use config::{EcrConfig, RegistryConfig, Rename, RepositorySettings};
 pub use credentials::{CredentialsConfig, Login, LoginSource};
 #[cfg(feature = "aws")]
-pub use ecr::{Ecr, EcrConfig, RepositorySettings};
+pub use ecr::Ecr;
 pub use key::ImageKey;
 pub use layout::OciLayout;
 pub use registry::{ControlPlane, ListedImage, Registry, RegistryBuilder};

@@ -212,6 +212,19 @@ pub(crate) fn entries(name: &str, children: Vec<Child>) -> Vec<Entry> {
     children.into_iter().map(entry).collect()
 }
 
+/// An index of nothing.
+pub(crate) fn empty_index() -> Value {
+    serde_json::json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [] })
+}
+
+/// The list of an index; of what is none, an empty index is made first.
+pub(crate) fn manifests_of(index: &mut Value) -> &mut Vec<Value> {
+    if !index.get("manifests").is_some_and(Value::is_array) {
+        *index = empty_index();
+    }
+    index["manifests"].as_array_mut().expect("it is an array")
+}
+
 /// All bytes of a manifest that is to be stored. `Invalid` when there are too many.
 pub(crate) async fn gather(body: Body, target: &str) -> Result<Bytes> {
     let len = body.len();

@@ -87,12 +87,6 @@ struct Tags {
     newest: Option<usize>,
 }
 
-impl Selection {
-    pub(crate) fn validate(&self, registry: &str) -> Result<()> {
-        Selected::new(self, registry).map(|_| ())
-    }
-}
-
 impl Selected {
     /// Reads a selection of images of `registry`. `Invalid`, with the line, for what cannot be read.
     pub(crate) fn new(selection: &Selection, registry: &str) -> Result<Self> {

@@ -20,12 +20,11 @@ use dth_core::{
     sync::Sync,
     worker::WorkerSettings,
 };
-use dth_ecr::{OciLayout, Registry, RegistryConfig};
+use dth_ecr::{OciLayout, Registry, RegistryConfig, RepositorySettings};
 use dth_s3::{LocalDirectory, S3Config, S3Store};
 use dth_state::Sqlite;
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -89,22 +88,6 @@ pub struct EcrSettings {
     pub endpoint: Option<String>,
     /// Make repositories that do not exist, with these settings.
     pub create: Option<RepositorySettings>,
-}
-
-/// How a repository of Amazon ECR is made.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct RepositorySettings {
-    /// Tags cannot be moved once they are set.
-    pub immutable_tags: bool,
-    /// Images are scanned when they are pushed.
-    pub scan_on_push: bool,
-    /// Encrypt with this key of KMS; `aws/ecr` for that of AWS. Without it, with AES-256.
-    pub kms_key: Option<String>,
-    /// A lifecycle policy as JSON.
-    pub lifecycle_policy: Option<String>,
-    /// Tags of the repository.
-    pub tags: BTreeMap<String, String>,
 }
 
 /// Queue and state in AWS; credentials come from the default chain (environment, profile, container, instance).
@@ -355,15 +338,7 @@ impl Settings {
 
     /// The source.
     pub async fn source(&self) -> anyhow::Result<Arc<dyn Source>> {
-        let side = Side {
-            called: "source",
-            bucket: &self.source,
-            directory: self.source_directory.as_deref(),
-            registry: self.source_registry.as_ref(),
-            ecr: self.source_ecr.as_ref(),
-            layout: self.source_layout.as_deref(),
-        };
-        Ok(match side.opened(None).await.context("source")? {
+        Ok(match self.from().opened(None).await.context("source")? {
             Opened::Bucket(store) => store,
             Opened::Directory(store) => store,
             Opened::Registry(store) => store,
@@ -373,15 +348,7 @@ impl Settings {
 
     /// The sink. A registry notes in `notes` what it will want to know again.
     pub async fn sink(&self, notes: Option<Arc<dyn StateStore>>) -> anyhow::Result<Arc<dyn Sink>> {
-        let side = Side {
-            called: "destination",
-            bucket: &self.destination,
-            directory: self.destination_directory.as_deref(),
-            registry: self.destination_registry.as_ref(),
-            ecr: self.destination_ecr.as_ref(),
-            layout: self.destination_layout.as_deref(),
-        };
-        Ok(match side.opened(notes).await.context("destination")? {
+        Ok(match self.to().opened(notes).await.context("destination")? {
             Opened::Bucket(store) => store,
             Opened::Directory(store) => store,
             Opened::Registry(store) => store,
@@ -389,20 +356,36 @@ impl Settings {
         })
     }
 
-    /// Whether that side is a bucket.
-    pub fn is_bucket(&self, source: bool) -> bool {
-        let (directory, images) = if source {
-            (&self.source_directory, self.source_registry.is_some() || self.source_ecr.is_some() || self.source_layout.is_some())
-        } else {
-            let images = self.destination_registry.is_some() || self.destination_ecr.is_some() || self.destination_layout.is_some();
-            (&self.destination_directory, images)
-        };
-        directory.is_none() && !images
+    fn from(&self) -> Side<'_> {
+        Side {
+            called: "source",
+            bucket: &self.source,
+            directory: self.source_directory.as_deref(),
+            registry: self.source_registry.as_ref(),
+            ecr: self.source_ecr.as_ref(),
+            layout: self.source_layout.as_deref(),
+        }
+    }
+
+    fn to(&self) -> Side<'_> {
+        Side {
+            called: "destination",
+            bucket: &self.destination,
+            directory: self.destination_directory.as_deref(),
+            registry: self.destination_registry.as_ref(),
+            ecr: self.destination_ecr.as_ref(),
+            layout: self.destination_layout.as_deref(),
+        }
+    }
+
+    /// Whether objects come from a bucket, and whether they go to one.
+    pub fn between_buckets(&self) -> [bool; 2] {
+        [self.from(), self.to()].map(|side| side.directory.is_none() && !side.holds_images())
     }
 
     /// Whether images come from a registry or layout.
     pub fn moves_images(&self) -> bool {
-        self.source_registry.is_some() || self.source_ecr.is_some() || self.source_layout.is_some()
+        self.from().holds_images()
     }
 
     /// The bucket that objects come from.
@@ -445,6 +428,10 @@ enum Opened {
 }
 
 impl Side<'_> {
+    fn holds_images(&self) -> bool {
+        self.registry.is_some() || self.ecr.is_some() || self.layout.is_some()
+    }
+
     async fn opened(&self, notes: Option<Arc<dyn StateStore>>) -> anyhow::Result<Opened> {
         let side = self.called;
         let of_ecr = self.ecr.is_some();

@@ -1,7 +1,8 @@
 //! Listing and looking.
 
-use super::{Registry, source::info};
+use super::Registry;
 use crate::{
+    images,
     key::{ImageKey, is_digest, is_name, is_tag},
     manifest::{ACCEPT, OCI_INDEX, is_index},
     wire::{Action, Call, Scope},
@@ -9,8 +10,8 @@ use crate::{
 use async_trait::async_trait;
 use dth_core::{
     error::{Error, ErrorKind, Op, Result},
-    index::{Index, IndexCapability, ListFrom, ListOrder, ListPage, ListRequest},
-    object::{ETag, Entry, EtagKind, ObjectInfo, ObjectKey, VersionId},
+    index::{Index, IndexCapability, ListFrom, ListPage, ListRequest},
+    object::{ETag, Entry, ObjectInfo, ObjectKey, VersionId},
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 use http::{Method, header};
@@ -32,6 +33,17 @@ const MAX_PAGES: usize = 100_000;
 const AT_ONCE: usize = 16;
 /// For so long what is known of a registry's repositories is not asked again.
 const KNOWN: Duration = Duration::from_secs(600);
+
+/// A list of the registry.
+struct Listed {
+    path: String,
+    accept: Option<&'static str>,
+    scope: Scope,
+    /// What errors call it.
+    called: String,
+    /// It is left there.
+    most_pages: usize,
+}
 
 #[derive(Deserialize)]
 struct Catalog {
@@ -80,15 +92,7 @@ impl Index for Registry {
     }
 
     fn index_capability(&self) -> IndexCapability {
-        IndexCapability {
-            order: ListOrder::Bytes,
-            start_after: true,
-            page_max: PAGE as u32,
-            etag: EtagKind::Digest,
-            // A name, and the longest of a digest's forms.
-            max_key: 255 + 1 + 7 + 128,
-            looked_up: true,
-        }
+        images::index_capability()
     }
 
     fn carries(&self, key: &ObjectKey) -> bool {
@@ -194,7 +198,7 @@ impl Registry {
     async fn look_with(&self, key: &ObjectKey, image: &ImageKey, scope: Scope) -> Result<ObjectInfo> {
         if let ImageKey::Blob { digest, .. } = image {
             let answer = self.inner.wire.send(self.call(Op::Head, Action::Look, Method::HEAD, image, scope)).await?;
-            return Ok(info(key, digest, answer.length(), None));
+            return Ok(images::info(key, digest, answer.length(), None));
         }
         if matches!(image, ImageKey::Unlisted { .. }) {
             return Err(Error::new(ErrorKind::NotFound, Op::Head, self.target(image)));
@@ -207,11 +211,13 @@ impl Registry {
             told = digest.map(|digest| (digest, answer.length(), answer.text("content-type").map(str::to_owned)));
         }
         match told {
-            Some((digest, size, media_type)) if image.digest().is_none_or(|own| own == digest) => Ok(info(key, &digest, size, media_type)),
+            Some((digest, size, media_type)) if image.digest().is_none_or(|own| own == digest) => {
+                Ok(images::info(key, &digest, size, media_type))
+            }
             // A registry that does not tell digests, or platforms that change it: the manifest itself tells.
             _ => {
                 let manifest = self.manifest(image, None, Op::Head).await?;
-                Ok(info(key, &manifest.digest, Some(manifest.bytes.len() as u64), Some(manifest.media_type)))
+                Ok(images::info(key, &manifest.digest, Some(manifest.bytes.len() as u64), Some(manifest.media_type)))
             }
         }
     }
@@ -225,7 +231,7 @@ impl Registry {
         let selected = &self.inner.selected;
         let mut names: BTreeSet<String> = selected.named.keys().cloned().collect();
         if selected.asks_for_repositories() {
-            let all = self.catalog(None).await?.0;
+            let all = self.catalog(MAX_PAGES).await?.0;
             names.extend(all.into_iter().map(|name| self.inner.config.rename_back(&name)).filter(|name| selected.takes_repository(name)));
         }
         let mut names: Vec<String> = names.into_iter().collect();
@@ -235,65 +241,59 @@ impl Registry {
         Ok(names)
     }
 
-    /// All repositories of the registry, or those of the first page; and whether these are all.
-    async fn catalog(&self, most_pages: Option<usize>) -> Result<(Vec<String>, bool)> {
+    /// All repositories of the registry, or those of so many pages; and whether these are all.
+    async fn catalog(&self, most_pages: usize) -> Result<(Vec<String>, bool)> {
         if let Some(control) = &self.inner.control {
             return Ok((control.repositories().await?, true));
         }
         let mut all = Vec::new();
-        let mut to = format!("/v2/_catalog?n={PAGE}");
-        for page in 0..MAX_PAGES {
-            if most_pages.is_some_and(|most| page >= most) {
-                return Ok((all, false));
-            }
-            let call =
-                Call::new(Op::List, Action::List, Method::GET, &*to, Scope::Catalog, format!("{}/_catalog", self.inner.config.registry));
-            let (catalog, next): (Catalog, _) = self.page(call).await?;
+        let list =
+            Listed { path: format!("/v2/_catalog?n={PAGE}"), accept: None, scope: Scope::Catalog, called: "_catalog".into(), most_pages };
+        let whole = self.pages(list, |page: Catalog| {
             // A name that is none can be asked for nothing.
-            all.extend(catalog.repositories.unwrap_or_default().into_iter().filter(|name| is_name(name)));
-            match next {
-                Some(next) => to = next,
-                None => return Ok((all, true)),
-            }
-        }
-        Err(self.endless("_catalog"))
+            all.extend(page.repositories.unwrap_or_default().into_iter().filter(|name| is_name(name)));
+        });
+        let whole = whole.await?;
+        Ok((all, whole))
     }
 
-    /// All tags of a repository; none where it does not exist. What is no tag is left out.
+    /// All tags of a repository of the registry; none where it does not exist. What is no tag is left out.
     pub(super) async fn tags_of(&self, name: &str) -> Result<BTreeSet<String>> {
-        let name = self.inner.config.rename(name);
         let mut tags = BTreeSet::new();
-        let mut to = format!("/v2/{name}/tags/list?n={PAGE}");
-        for _ in 0..MAX_PAGES {
-            let target = format!("{}/{name}: its tags", self.inner.config.registry);
-            let call = Call::new(Op::List, Action::List, Method::GET, &*to, Scope::Pull(name.clone()), target);
-            match self.page::<TagList>(call).await {
-                Ok((list, next)) => {
-                    tags.extend(list.tags.unwrap_or_default().into_iter().filter(|tag| is_tag(tag)));
-                    match next {
-                        Some(next) => to = next,
-                        None => return Ok(tags),
-                    }
-                }
-                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(tags),
-                Err(error) => return Err(error),
+        let path = format!("/v2/{name}/tags/list?n={PAGE}");
+        let list =
+            Listed { path, scope: Scope::Pull(name.to_owned()), accept: None, called: format!("{name}: its tags"), most_pages: MAX_PAGES };
+        let listed = self.pages(list, |page: TagList| tags.extend(page.tags.unwrap_or_default().into_iter().filter(|tag| is_tag(tag))));
+        match listed.await {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+            _ => Ok(tags),
+        }
+    }
+
+    /// Follows a list from page to page (<https://www.rfc-editor.org/rfc/rfc5988>); whether that was all of it. `Invalid` for one
+    /// without an end.
+    async fn pages<T: for<'de> Deserialize<'de>>(&self, list: Listed, mut take: impl FnMut(T)) -> Result<bool> {
+        let Listed { path: mut to, accept, scope, called, most_pages } = list;
+        let target = format!("{}/{called}", self.inner.config.registry);
+        for _ in 0..most_pages {
+            let call = Call::new(Op::List, Action::List, Method::GET, &*to, scope.clone(), &*target);
+            let call = match accept {
+                Some(accept) => call.header(header::ACCEPT, accept)?,
+                None => call,
+            };
+            let answer = self.inner.wire.send(call).await?;
+            let next = answer.headers.get_all(header::LINK).iter().filter_map(|v| v.to_str().ok()).find_map(|link| next_of(link, &to));
+            let page = answer.whole(MAX_PAGE).await?;
+            take(serde_json::from_slice(&page).map_err(|e| Error::new(ErrorKind::Unavailable, Op::List, &*target).with_source(e))?);
+            match next.filter(|next| *next != to) {
+                Some(next) => to = next,
+                None => return Ok(true),
             }
         }
-        Err(self.endless(&name))
-    }
-
-    fn endless(&self, what: &str) -> Error {
-        Error::new(ErrorKind::Invalid, Op::List, format!("{}/{what}", self.inner.config.registry)).with_source("its list has no end")
-    }
-
-    /// A page, and where the next one is (<https://www.rfc-editor.org/rfc/rfc5988>).
-    async fn page<T: for<'de> Deserialize<'de>>(&self, call: Call) -> Result<(T, Option<String>)> {
-        let (op, target, asked) = (call.op, call.target.clone(), call.to.clone());
-        let answer = self.inner.wire.send(call).await?;
-        let next = answer.headers.get_all(header::LINK).iter().filter_map(|v| v.to_str().ok()).find_map(|link| next_of(link, &asked));
-        let page = answer.whole(MAX_PAGE).await?;
-        let page = serde_json::from_slice(&page).map_err(|e| Error::new(ErrorKind::Unavailable, op, target).with_source(e))?;
-        Ok((page, next.filter(|next| *next != asked)))
+        if most_pages < MAX_PAGES {
+            return Ok(false);
+        }
+        Err(Error::new(ErrorKind::Invalid, Op::List, target).with_source("its list has no end"))
     }
 
     /// What is selected of one repository, by key. Etags are given where they cost nothing.
@@ -310,6 +310,7 @@ impl Registry {
 
     pub(super) async fn listed_of(&self, name: &str) -> Result<Vec<Entry>> {
         let selected = &self.inner.selected;
+        let here = self.inner.config.rename(name);
         let mut found: BTreeMap<ImageKey, Entry> = BTreeMap::new();
         let tag = |tag: String| ImageKey::Tag { name: name.to_owned(), tag };
         let manifest = |digest: &str| ImageKey::Manifest { name: name.to_owned(), digest: digest.to_owned() };
@@ -326,7 +327,7 @@ impl Registry {
         if let Some(control) = self.inner.control.as_ref().filter(|_| lists) {
             // It tells digests, and with platforms they are not what is compared.
             let known = |digest: &str| selected.platforms.is_empty().then(|| digest.to_owned());
-            let images = control.images(&self.inner.config.rename(name)).await?;
+            let images = control.images(&here).await?;
             let digests: BTreeMap<&String, &String> = images.iter().flat_map(|i| i.tags.iter().map(|tag| (tag, &i.digest))).collect();
             all = digests.keys().map(|tag| (*tag).clone()).collect();
             for taken in selected.tags(name, all.clone()) {
@@ -338,7 +339,7 @@ impl Registry {
             }
         } else {
             if lists || (selected.referrers && named.is_some()) {
-                all = self.tags_of(name).await?;
+                all = self.tags_of(&here).await?;
             }
             for taken in selected.tags(name, if lists { all.clone() } else { BTreeSet::new() }) {
                 add(tag(taken), None);
@@ -346,7 +347,7 @@ impl Registry {
         }
         let mut entries: Vec<Entry> = found.into_values().collect();
         if selected.referrers {
-            entries = self.with_referrers(name, entries, &all).await?;
+            entries = self.with_referrers(name, &here, entries, &all).await?;
         }
         entries.sort_by(|a, b| a.key.cmp(&b.key));
         entries.dedup_by(|a, b| a.key == b.key);
@@ -354,7 +355,7 @@ impl Registry {
     }
 
     /// Adds what refers to these images, to those under them, and to each other.
-    async fn with_referrers(&self, name: &str, entries: Vec<Entry>, tags: &BTreeSet<String>) -> Result<Vec<Entry>> {
+    async fn with_referrers(&self, name: &str, here: &str, entries: Vec<Entry>, tags: &BTreeSet<String>) -> Result<Vec<Entry>> {
         let mut known: BTreeMap<ObjectKey, Entry> = BTreeMap::new();
         let mut subjects: Vec<(String, bool)> = Vec::new();
         for mut entry in entries {
@@ -379,10 +380,10 @@ impl Registry {
                 continue;
             }
             if index {
-                let image = ImageKey::Manifest { name: self.inner.config.rename(name), digest: subject.clone() };
+                let image = ImageKey::Manifest { name: here.to_owned(), digest: subject.clone() };
                 subjects.extend(self.manifests_under(&image).await?);
             }
-            for referrer in self.referrers_of(name, &subject).await? {
+            for referrer in self.referrers_of(here, &subject).await? {
                 let key = ImageKey::Manifest { name: name.to_owned(), digest: referrer.digest.clone() };
                 known.entry(key.to_key()).or_insert_with(|| Entry { etag: key.etag(), ..bare(&key) });
                 subjects.push((referrer.digest, is_index(&referrer.media_type)));
@@ -394,7 +395,7 @@ impl Registry {
                 known.entry(key.to_key()).or_insert_with(|| bare(&key));
                 if *tag == stem {
                     // What it lists comes with it; what refers to that, in turn, is to be found.
-                    let there = key.clone().renamed(self.inner.config.rename(name));
+                    let there = key.clone().renamed(here.to_owned());
                     subjects.extend(self.manifests_under(&there).await?);
                 }
             }
@@ -413,33 +414,22 @@ impl Registry {
 
     /// What the registry's API says that refers to a digest; nothing where it has none.
     async fn referrers_of(&self, name: &str, digest: &str) -> Result<Vec<Referrer>> {
-        let name = self.inner.config.rename(name);
         let mut all = Vec::new();
-        let mut to = format!("/v2/{name}/referrers/{digest}");
-        for _ in 0..MAX_PAGES {
-            if !self.has_referrers_api() {
-                return Ok(all);
-            }
-            let target = format!("{}/{name}@{digest}: its referrers", self.inner.config.registry);
-            let call = Call::new(Op::List, Action::List, Method::GET, &*to, Scope::Pull(name.clone()), target)
-                .header(header::ACCEPT, OCI_INDEX)?;
-            match self.page::<Referrers>(call).await {
-                Ok((page, next)) => {
-                    all.extend(page.manifests.into_iter().filter(|r| is_digest(&r.digest)));
-                    match next {
-                        Some(next) => to = next,
-                        None => return Ok(all),
-                    }
-                }
-                // An empty list is an answer; no page at all is a registry without the API.
-                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unsupported) || error.code() == Some("404") => {
-                    tracing::info!(registry = self.inner.config.registry, "it has no referrers API: tags stand for it");
-                    self.inner.without_referrers.store(true, Relaxed);
-                }
-                Err(error) => return Err(error),
-            }
+        if self.inner.without_referrers.load(Relaxed) {
+            return Ok(all);
         }
-        Err(self.endless(&name))
+        let path = format!("/v2/{name}/referrers/{digest}");
+        let called = format!("{name}@{digest}: its referrers");
+        let list = Listed { path, accept: Some(OCI_INDEX), scope: Scope::Pull(name.to_owned()), called, most_pages: MAX_PAGES };
+        match self.pages(list, |page: Referrers| all.extend(page.manifests.into_iter().filter(|r| is_digest(&r.digest)))).await {
+            // An empty list is an answer; no page at all is a registry without the API.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unsupported) || error.code() == Some("404") => {
+                tracing::info!(registry = self.inner.config.registry, "it has no referrers API: tags stand for it");
+                self.inner.without_referrers.store(true, Relaxed);
+            }
+            listed => drop(listed?),
+        }
+        Ok(all)
     }
 
     /// A repository is there now.
@@ -459,7 +449,7 @@ impl Registry {
             return Ok(names.as_ref().is_some_and(|names| !names.contains(name)));
         }
         // Who may not list, or has too much to be listed for this, looks.
-        let names = match self.catalog(Some(1)).await {
+        let names = match self.catalog(1).await {
             Ok((names, true)) => Some(names.into_iter().collect::<HashSet<_>>()),
             Ok((_, false)) => None,
             Err(error) if error.is_retryable() && error.code() != Some("404") => return Err(error),
@@ -485,12 +475,11 @@ fn bare(image: &ImageKey) -> Entry {
 
 /// The target of `rel="next"`: a path of this registry, also where only its query is given.
 fn next_of(link: &str, asked: &str) -> Option<String> {
-    let (target, parameters) = link.split(',').find_map(|one| {
+    let target = link.split(',').find_map(|one| {
         let (target, parameters) = one.trim().strip_prefix('<')?.split_once('>')?;
         let next = parameters.split(';').any(|p| matches!(p.trim().to_ascii_lowercase().as_str(), "rel=\"next\"" | "rel=next"));
-        next.then_some((target, parameters))
+        next.then_some(target)
     })?;
-    let _ = parameters;
     let path = asked.split('?').next().unwrap_or(asked);
     Some(if target.starts_with('?') { format!("{path}{target}") } else { target.to_owned() })
 }

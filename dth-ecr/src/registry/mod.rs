@@ -8,6 +8,7 @@ mod source;
 use crate::{
     config::RegistryConfig,
     credentials::LoginSource,
+    images,
     key::ImageKey,
     manifest::{ACCEPT, MAX_MANIFEST, Manifest},
     selection::Selected,
@@ -24,14 +25,10 @@ use dth_core::{
 };
 use http::{Method, header};
 use index::Repositories;
-pub(crate) use source::{checksum_of, info};
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, atomic::AtomicBool},
 };
 
 /// What a registry can be asked beside the distribution protocol.
@@ -159,12 +156,18 @@ impl Registry {
 
     /// The image that a key names here, by the name that its repository has here.
     fn image(&self, key: &ObjectKey, op: Op) -> Result<ImageKey> {
-        let image = ImageKey::parse(key).filter(|_| self.carries_key(key)).ok_or_else(|| {
-            let why = "keys of registries are name:tag, name@digest and name#digest";
-            Error::new(ErrorKind::Unrepresentable, op, key.to_string()).with_source(why)
-        })?;
+        let image = images::image_of(key, op)?;
+        if !self.carries_key(key) {
+            let why = "another repository has this name at the destination, or it is none";
+            return Err(Error::new(ErrorKind::Unrepresentable, op, key.to_string()).with_source(why));
+        }
         let name = self.inner.config.rename(image.name());
         Ok(image.renamed(name))
+    }
+
+    /// What the engine calls the repository of an image here.
+    fn asked(&self, image: &ImageKey) -> String {
+        self.inner.config.rename_back(image.name())
     }
 
     fn carries_key(&self, key: &ObjectKey) -> bool {
@@ -216,10 +219,6 @@ impl Registry {
         // What the registry says of it must be so, too.
         let wanted = image.digest().map(str::to_owned).or(told);
         Manifest::new(bytes, media_type.as_deref(), wanted.as_deref(), &self.target(image))
-    }
-
-    fn has_referrers_api(&self) -> bool {
-        !self.inner.without_referrers.load(Relaxed)
     }
 }
 

@@ -3,24 +3,24 @@
 use super::{
     Registry,
     blobs::{AGAIN, CLAIM, Turn},
-    source::checksum_of,
 };
 use crate::{
+    images,
     key::ImageKey,
-    manifest::{Manifest, OCI_INDEX},
-    wire::{Action, Call, CallBody, Scope},
+    manifest::{Manifest, OCI_INDEX, manifests_of},
+    wire::{Action, Answer, Call, CallBody, Scope},
 };
 use async_trait::async_trait;
 use bytes::Bytes;
 use dth_core::{
     error::{Error, ErrorKind, Op, Result, Retry},
-    object::{Attributes, ETag, Entry, ObjectKey},
-    sink::{Body, Condition, Conditions, Placed, PutOptions, Sink, SinkCapability, Written},
+    object::{Attributes, Entry, ObjectKey},
+    sink::{Body, Condition, Placed, PutOptions, Sink, SinkCapability, Written},
     source::ByteStream,
 };
 use futures_util::StreamExt;
 use http::{Method, StatusCode, header};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::{collections::BTreeSet, sync::atomic::Ordering::Relaxed, time::Duration};
 
 /// Blobs up to so many bytes are sent by one request, after that which begins the upload.
@@ -39,23 +39,11 @@ const PIECE_TRIES: u32 = 6;
 #[async_trait]
 impl Sink for Registry {
     fn sink_capability(&self) -> SinkCapability {
-        SinkCapability {
-            max_put: u64::MAX,
-            max_object: u64::MAX,
-            stream_window: PIECE as u64,
-            multipart: None,
-            conditions: Conditions { publish: false, delete: false },
-            // They do, all of them that are known; but what is promised is checked here.
-            verifies: &[],
-            tags: false,
-            tags_follow: false,
-            max_copy: None,
-        }
+        images::sink_capability(PIECE as u64)
     }
 
     fn not_carried(&self, attributes: &Attributes) -> Vec<String> {
-        // A manifest keeps its type; of a blob, whoever names it says what it is.
-        attributes.names().into_iter().filter(|name| name != "content-type").collect()
+        images::not_carried(attributes)
     }
 
     async fn put(&self, key: &ObjectKey, body: Body, options: &PutOptions) -> Result<Written> {
@@ -65,10 +53,7 @@ impl Sink for Registry {
             ImageKey::Blob { digest, .. } => self.put_blob(&image, digest, body).await,
             ImageKey::Unlisted { .. } => Err(Error::new(ErrorKind::Unrepresentable, Op::Put, self.target(&image))),
             ImageKey::Tag { .. } | ImageKey::Manifest { .. } => {
-                let bytes = crate::manifest::gather(body, &self.target(&image)).await?;
-                let manifest = Manifest::new(bytes, options.attributes.content_type.as_deref(), image.digest(), &self.target(&image));
-                // What is sent is wrong, and will be.
-                let manifest = manifest.map_err(|e| Error::new(ErrorKind::Invalid, Op::Put, self.target(&image)).with_source(e))?;
+                let manifest = images::manifest_to_store(&image, body, options, &self.target(&image)).await?;
                 self.put_manifest(&image, &manifest).await
             }
         }
@@ -189,11 +174,15 @@ impl Registry {
         Ok(())
     }
 
+    async fn send_manifest(&self, image: &ImageKey, media_type: &str, bytes: Bytes) -> Result<Answer> {
+        let scope = Scope::Push(image.name().to_owned());
+        let call = self.call(Op::Put, Action::PutManifest, Method::PUT, image, scope).header(header::CONTENT_TYPE, media_type)?;
+        self.inner.wire.send(call.body(CallBody::Chunks(vec![bytes]))).await
+    }
+
     async fn put_manifest(&self, image: &ImageKey, manifest: &Manifest) -> Result<Written> {
         let (name, blobs) = (image.name(), &self.inner.blobs);
-        let scope = Scope::Push(name.to_owned());
-        let call = self.call(Op::Put, Action::PutManifest, Method::PUT, image, scope).header(header::CONTENT_TYPE, &manifest.media_type)?;
-        let answer = match self.inner.wire.send(call.body(CallBody::Chunks(vec![manifest.bytes.clone()]))).await {
+        let answer = match self.send_manifest(image, &manifest.media_type, manifest.bytes.clone()).await {
             Ok(answer) => answer,
             Err(error) => {
                 if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::NotFound | ErrorKind::Invalid) {
@@ -219,8 +208,7 @@ impl Registry {
         if let Some(subject) = manifest.subject().filter(|_| !referred) {
             self.refer(name, &subject, manifest).await?;
         }
-        let checksum = checksum_of(&manifest.digest).filter(|_| !crate::manifest::is_signed(&manifest.media_type));
-        Ok(Written { etag: Some(ETag::new(&manifest.digest)), checksum, ..Written::default() })
+        Ok(images::written(&manifest.digest, Some(&manifest.media_type)))
     }
 
     /// A registry that knows nothing of subjects has tags for that, which clients keep up to date
@@ -236,18 +224,12 @@ impl Registry {
                 Err(error) if error.kind() == ErrorKind::NotFound => Value::Null,
                 Err(error) => return Err(error),
             };
-            if !index.get("manifests").is_some_and(Value::is_array) {
-                index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [] });
-            }
-            let Some(manifests) = index.get_mut("manifests").and_then(Value::as_array_mut) else { return Ok(()) };
+            let manifests = manifests_of(&mut index);
             if manifests.iter().any(|m| m.get("digest").and_then(Value::as_str) == Some(&*manifest.digest)) {
                 return Ok(());
             }
             manifests.push(manifest.as_referrer());
-            let bytes = Bytes::from(index.to_string());
-            let scope = Scope::Push(name.to_owned());
-            let call = self.call(Op::Put, Action::PutManifest, Method::PUT, &image, scope).header(header::CONTENT_TYPE, OCI_INDEX)?;
-            self.inner.wire.send(call.body(CallBody::Chunks(vec![bytes]))).await?.done().await;
+            self.send_manifest(&image, OCI_INDEX, index.to_string().into()).await?.done().await;
         }
         Err(Error::new(ErrorKind::Conflict, Op::Put, self.target(&image)).with_source("others keep changing the list of referrers"))
     }
@@ -268,7 +250,7 @@ impl Registry {
             return Err(error);
         }
         blobs.landed(name, digest).await;
-        Ok(Written { etag: Some(ETag::new(digest)), checksum: checksum_of(digest), ..Written::default() })
+        Ok(images::written(digest, None))
     }
 
     async fn send_blob(&self, image: &ImageKey, digest: &str, body: Body) -> Result<()> {
@@ -414,8 +396,7 @@ impl Registry {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
         };
-        let asked = ImageKey::parse(key).map(|asked| asked.name().to_owned()).unwrap_or_default();
-        let others: BTreeSet<String> = self.tags_of(&asked).await?.into_iter().filter(|tag| tag != image.reference()).collect();
+        let others = self.tags_of(image.name()).await?.into_iter().filter(|tag| tag != image.reference());
         for tag in others {
             let other = ImageKey::Tag { name: image.name().to_owned(), tag: tag.clone() };
             let same = match self.look(&other.to_key(), &other).await {

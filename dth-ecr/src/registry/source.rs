@@ -2,14 +2,14 @@
 
 use super::Registry;
 use crate::{
+    images,
     key::ImageKey,
     wire::{Action, Answer, Call, Scope},
 };
 use async_trait::async_trait;
 use dth_core::{
-    checksum::{Algorithm, Checksum, unhex},
     error::{Error, ErrorKind, Op, Result},
-    object::{Attributes, ETag, Entry, ObjectInfo, ObjectKey},
+    object::{ETag, Entry, ObjectKey},
     source::{ByteStream, Family, Read, ReadOptions, ReadRange, Source, SourceCapability},
 };
 use futures_util::{StreamExt, stream};
@@ -19,32 +19,10 @@ use std::{ops::Range, time::Duration};
 /// Times that a blob is gone on with without a byte in between.
 const STALLS: u32 = 5;
 
-/// The checksum that a digest is.
-pub(crate) fn checksum_of(digest: &str) -> Option<Checksum> {
-    let value = unhex(digest.strip_prefix("sha256:")?)?;
-    Some(Checksum { algorithm: Algorithm::Sha256, value })
-}
-
-/// What is known of an image with this digest.
-pub(crate) fn info(key: &ObjectKey, digest: &str, size: Option<u64>, media_type: Option<String>) -> ObjectInfo {
-    let entry = Entry { size, ..Entry::new(key.clone(), 0, Some(ETag::new(digest))) };
-    // The digest of what is signed is that of its payload: it says nothing of these bytes.
-    let checksum = checksum_of(digest).filter(|_| !media_type.as_deref().is_some_and(crate::manifest::is_signed));
-    let attributes = Attributes { content_type: media_type, ..Attributes::default() };
-    ObjectInfo { attributes, checksum, ..ObjectInfo::of(entry) }
-}
-
 #[async_trait]
 impl Source for Registry {
     fn source_capability(&self) -> SourceCapability {
-        SourceCapability {
-            conditional_read: true,
-            ranged: true,
-            first_part: false,
-            checksums: &[Algorithm::Sha256],
-            tags: false,
-            children: true,
-        }
+        images::source_capability()
     }
 
     async fn read(&self, key: &ObjectKey, options: &ReadOptions) -> Result<Read> {
@@ -58,13 +36,9 @@ impl Source for Registry {
         }
         let manifest = self.manifest(&image, pinned, Op::Read).await?;
         let size = manifest.bytes.len() as u64;
-        let range = match &options.range {
-            ReadRange::Bytes(range) if range.end <= size && range.start < range.end => range.clone(),
-            ReadRange::Bytes(range) => return Err(self.no_range(&image, range, size)),
-            ReadRange::Full | ReadRange::FirstPart => 0..size,
-        };
+        let range = images::range_of(&options.range, size, || self.target(&image))?;
         let bytes = manifest.bytes.slice(range.start as usize..range.end as usize);
-        let info = info(key, &manifest.digest, Some(size), Some(manifest.media_type));
+        let info = images::info(key, &manifest.digest, Some(size), Some(manifest.media_type));
         Ok(Read { info, range, body: stream::iter([Ok(bytes)]).boxed() })
     }
 
@@ -72,13 +46,10 @@ impl Source for Registry {
         let image = self.image(&entry.key, Op::Children)?;
         let key = &entry.key;
         match &image {
-            ImageKey::Blob { digest, .. } => {
-                return Ok(Family { entry: Entry { etag: Some(ETag::new(digest)), ..entry.clone() }, children: Vec::new() });
-            }
+            ImageKey::Blob { digest, .. } => return Ok(images::without_children(entry, digest)),
             ImageKey::Unlisted { .. } => {
                 // The error is what there is to tell.
-                let asked = ImageKey::parse(key).map(|asked| asked.name().to_owned()).unwrap_or_default();
-                self.listed_of(&asked).await?;
+                self.listed_of(&self.asked(&image)).await?;
                 return Err(
                     Error::new(ErrorKind::Conflict, Op::List, self.target(&image)).with_source("its tags can be listed now: run again")
                 );
@@ -88,32 +59,23 @@ impl Source for Registry {
         // What is there now; of a digest there is but one version.
         let manifest = match self.manifest(&image, None, Op::Children).await {
             // What somebody names, and is not there, is a mistake, and not something that went.
-            Err(error) if error.kind() == ErrorKind::NotFound && self.is_named(key) => {
+            Err(error) if error.kind() == ErrorKind::NotFound && self.is_named(&image) => {
                 return Err(
                     Error::new(ErrorKind::Invalid, Op::Children, self.target(&image)).with_source("it is named in `images`, and not there")
                 );
             }
             manifest => manifest?,
         };
-        let named = ImageKey::parse(key).map(|asked| asked.name().to_owned()).unwrap_or_default();
-        let children = crate::manifest::entries(&named, manifest.children()?);
-        let entry = Entry::new(key.clone(), manifest.bytes.len() as u64, Some(ETag::new(&manifest.digest)));
-        Ok(Family { entry, children })
+        images::with_children(key, &self.asked(&image), &manifest)
     }
 }
 
 impl Registry {
-    fn is_named(&self, key: &ObjectKey) -> bool {
-        let Some(image) = ImageKey::parse(key) else { return false };
-        self.inner
-            .selected
-            .named
-            .get(image.name())
-            .is_some_and(|n| n.tags.contains(image.reference()) || n.digests.contains(image.reference()))
-    }
-
-    fn no_range(&self, image: &ImageKey, range: &Range<u64>, size: u64) -> Error {
-        Error::new(ErrorKind::Corrupt, Op::Read, self.target(image)).with_source(format!("bytes {range:?} of {size}"))
+    /// Whether somebody names just this image.
+    fn is_named(&self, image: &ImageKey) -> bool {
+        let reference = image.reference();
+        let named = self.inner.selected.named.get(&self.asked(image));
+        named.is_some_and(|named| named.tags.contains(reference) || named.digests.contains(reference))
     }
 
     fn get_blob(&self, image: &ImageKey, range: Option<String>) -> Result<Call> {
@@ -153,7 +115,7 @@ impl Registry {
         };
         let media_type = answer.text("content-type").map(str::to_owned);
         let body = self.resuming(image.clone(), answer.stream(), sent.clone());
-        Ok(Read { info: info(key, digest, Some(whole), media_type), range: sent, body })
+        Ok(Read { info: images::info(key, digest, Some(whole), media_type), range: sent, body })
     }
 
     /// The bytes of a blob, gone on with where the connection broke: a digest is of the same bytes for ever.

@@ -39,8 +39,8 @@ async fn main() -> anyhow::Result<ExitCode> {
     let settings = Settings::load(&args.config)?;
     let (source, sink) = (settings.source().await?, settings.sink(None).await?);
     let mut doctor = Doctor::default();
-    for side in ["source", "destination"] {
-        if settings.is_bucket(side == "source") {
+    for (side, is_bucket) in ["source", "destination"].into_iter().zip(settings.between_buckets()) {
+        if is_bucket {
             let bucket = if side == "source" { settings.source_bucket()? } else { settings.destination_bucket()? };
             if let Some(facts) =
                 doctor.tell(&format!("{side}: credentials, clock, region"), "a valid key pair", bucket.bucket_facts().await)

@@ -9,7 +9,7 @@ use dth_core::{
     notify::Notifier,
     state::StateStore,
 };
-use dth_ecr::{Ecr, EcrConfig, RegistryBuilder, RegistryConfig, RepositorySettings};
+use dth_ecr::{Ecr, EcrConfig, RegistryBuilder, RegistryConfig};
 use dth_state::{
     DynamoStore, SqsQueue,
     aws::{Credentials, JobTable, SdkConfig, SnsNotifier, aws_config},
@@ -57,13 +57,7 @@ pub(super) async fn topic(arn: &str, endpoint: Option<&String>, http: &Http) -> 
 /// Amazon ECR, as the registry that `config` selects of, or renames in.
 pub(super) async fn ecr(ecr: &EcrSettings, config: RegistryConfig) -> anyhow::Result<RegistryBuilder> {
     let http = super::http(&config.proxy, config.ca_file.as_ref())?;
-    let mut loader = aws_config::defaults(aws_config::BehaviorVersion::latest()).http_client(http.for_sdk());
-    if let Some(region) = &ecr.region {
-        loader = loader.region(aws_config::Region::new(region.clone()));
-    }
-    if let Some(endpoint) = &ecr.endpoint {
-        loader = loader.endpoint_url(endpoint);
-    }
+    let mut loader = loader(ecr.region.as_ref(), ecr.endpoint.as_ref(), &http);
     if let Some(profile) = &ecr.profile {
         loader = loader.profile_name(profile);
     }
@@ -73,15 +67,8 @@ pub(super) async fn ecr(ecr: &EcrSettings, config: RegistryConfig) -> anyhow::Re
         let pair = Credentials::new(need("ACCESS_KEY_ID")?, need("SECRET_ACCESS_KEY")?, read("SESSION_TOKEN").ok(), None, "environment");
         loader = loader.credentials_provider(pair);
     }
-    let create = ecr.create.clone().map(|made| RepositorySettings {
-        immutable_tags: made.immutable_tags,
-        scan_on_push: made.scan_on_push,
-        kms_key: made.kms_key,
-        lifecycle_policy: made.lifecycle_policy,
-        tags: made.tags,
-    });
-    let of = Ecr::new(&loader.load().await, EcrConfig { account: ecr.account.clone(), create });
-    Ok(of.registry(config).await?)
+    let config_of_ecr = EcrConfig { account: ecr.account.clone(), create: ecr.create.clone() };
+    Ok(Ecr::new(&loader.load().await, config_of_ecr).registry(config).await?)
 }
 
 async fn of_table(cluster: &Cluster) -> Result<SdkConfig> {
@@ -94,6 +81,10 @@ async fn config(cluster: &Cluster, endpoint: Option<&String>) -> Result<SdkConfi
 }
 
 async fn sdk_config(region: Option<&String>, endpoint: Option<&String>, http: &Http) -> SdkConfig {
+    loader(region, endpoint, http).load().await
+}
+
+fn loader(region: Option<&String>, endpoint: Option<&String>, http: &Http) -> aws_config::ConfigLoader {
     let mut loader = aws_config::defaults(aws_config::BehaviorVersion::latest()).http_client(http.for_sdk());
     if let Some(region) = region {
         loader = loader.region(aws_config::Region::new(region.clone()));
@@ -101,5 +92,5 @@ async fn sdk_config(region: Option<&String>, endpoint: Option<&String>, http: &H
     if let Some(endpoint) = endpoint {
         loader = loader.endpoint_url(endpoint);
     }
-    loader.load().await
+    loader
 }
