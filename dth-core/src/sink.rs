@@ -262,7 +262,7 @@ pub trait Sink: Index {
     }
 
     /// Makes a child be there without its bytes, where that is possible: it is there already, or the store links it from
-    /// elsewhere within itself. Called again, it does no harm.
+    /// elsewhere within itself. A child with children of its own is there only with them. Called again, it does no harm.
     async fn place(&self, key: &ObjectKey, child: &Entry) -> Result<Placed> {
         match self.head(key, None).await {
             Ok(info)

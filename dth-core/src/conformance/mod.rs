@@ -16,10 +16,12 @@
 //! ```
 //!
 //! The macros write one test a promise: [`conformance_store!`](crate::conformance_store) for a [`Source`] and a [`Sink`] on one
-//! container, and the pair of them, [`conformance_queue!`](crate::conformance_queue), [`conformance_state!`](crate::conformance_state).
-//! Where starting a backend takes long, [`hold_all`] runs all promises of a table on one. A promise that a backend does not make,
+//! container, and the pair of them, [`conformance_graph!`](crate::conformance_graph) for one whose entries have children,
+//! [`conformance_queue!`](crate::conformance_queue), [`conformance_state!`](crate::conformance_state).
+//! Where starting a backend takes long, [`hold_all`] and [`hold_graph`] run all promises of a table on one. A promise that a backend does not make,
 //! by its capabilities, is not run, and that is printed.
 
+pub mod graph;
 pub mod queue;
 pub mod state;
 pub mod store;
@@ -101,6 +103,31 @@ impl StoreBench {
     }
 }
 
+/// A store of entries with children under test.
+#[derive(Debug, Clone)]
+pub struct GraphBench {
+    /// Reads what `sink` wrote.
+    pub source: Arc<dyn Source>,
+    /// Writes what `source` reads.
+    pub sink: Arc<dyn Sink>,
+    /// How entries say which their children are.
+    pub shape: Arc<dyn graph::Shape>,
+    prefix: String,
+}
+
+impl GraphBench {
+    /// A bench on a container. All places begin with a prefix of this bench.
+    pub fn new(source: Arc<dyn Source>, sink: Arc<dyn Sink>, shape: Arc<dyn graph::Shape>) -> Self {
+        Self { source, sink, shape, prefix: format!("graph-{}/", BENCHES.fetch_add(1, Relaxed)) }
+    }
+
+    /// The same store, under another prefix: promises do not see each other's entries.
+    #[must_use]
+    pub fn anew(&self) -> Self {
+        Self::new(Arc::clone(&self.source), Arc::clone(&self.sink), Arc::clone(&self.shape))
+    }
+}
+
 /// A queue under test, empty.
 #[derive(Debug, Clone)]
 pub struct QueueBench {
@@ -143,17 +170,26 @@ pub async fn hold_one(name: &str, checked: impl Future<Output = Checked>) {
 
 /// Runs all promises of a table on one store, one after the other. Answers how many held; panics with all that are broken.
 pub async fn hold_all(bench: &StoreBench) -> usize {
+    hold_each(&bench.sink.name(), store::PROMISES, || bench.anew()).await
+}
+
+/// The same for a store of entries with children.
+pub async fn hold_graph(bench: &GraphBench) -> usize {
+    hold_each(&bench.sink.name(), graph::PROMISES, || bench.anew()).await
+}
+
+async fn hold_each<Bench>(of: &str, promises: &[Promise<Bench>], bench: impl Fn() -> Bench) -> usize {
     let mut broken = Vec::new();
     let mut held = 0;
-    for (name, promise) in store::PROMISES {
-        match promise(&bench.anew()).await {
+    for (name, promise) in promises {
+        match promise(&bench()).await {
             Ok(Verdict::Held) => held += 1,
             #[expect(clippy::print_stdout, reason = "what is not run is told")]
-            Ok(Verdict::NotMade(why)) => println!("{}: {name}: not run: {why}", bench.sink.name()),
+            Ok(Verdict::NotMade(why)) => println!("{of}: {name}: not run: {why}"),
             Err(b) => broken.push(format!("{name}: {b}")),
         }
     }
-    assert!(broken.is_empty(), "{}: {} promises are broken:\n{}", bench.sink.name(), broken.len(), broken.join("\n"));
+    assert!(broken.is_empty(), "{of}: {} promises are broken:\n{}", broken.len(), broken.join("\n"));
     held
 }
 

@@ -132,7 +132,7 @@ fn streamed(body: &Bytes) -> Body {
     Body::Stream { len: body.len() as u64, stream: stream::iter(chunks).boxed() }
 }
 
-fn refused<T>(answer: &Result<T, Error>, kinds: &[ErrorKind]) -> bool {
+pub(super) fn refused<T>(answer: &Result<T, Error>, kinds: &[ErrorKind]) -> bool {
     matches!(answer, Err(error) if kinds.contains(&error.kind()))
 }
 

@@ -50,7 +50,7 @@ pub struct MemoryStoreSettings {
     pub children: Option<TellChildren>,
     /// Whether its listings tell nothing but keys, so that, as a destination, it is rather asked for those of the source.
     pub looked_up: bool,
-    /// Whether a child whose bytes lie under another key is linked from there ([`Sink::place`]).
+    /// Whether a child without children whose bytes lie under another key is linked from there ([`Sink::place`]).
     pub links: bool,
 }
 
@@ -457,7 +457,9 @@ impl Sink for MemoryStore {
         if there.is_some() && there == child.etag {
             return Ok(Placed::There);
         }
-        let elsewhere = state.objects.values().find(|o| self.settings.links && Some(&o.etag) == child.etag.as_ref()).map(Arc::clone);
+        // What has children of its own is there only when they are.
+        let links = |o: &StoredObject| self.settings.links && self.settings.children.is_none_or(|tell| tell(&o.body).is_empty());
+        let elsewhere = state.objects.values().find(|o| Some(&o.etag) == child.etag.as_ref() && links(o)).map(Arc::clone);
         match (elsewhere, there) {
             (Some(object), None) => {
                 let options = PutOptions { attributes: object.attributes.clone(), ..PutOptions::default() };

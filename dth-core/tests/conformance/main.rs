@@ -5,9 +5,21 @@
 
 mod saboteurs;
 
+use dth_core::{
+    conformance::graph::children_named_in,
+    memory::{MemoryStore, MemoryStoreSettings},
+    object::EtagKind,
+};
+
+/// A content-addressed store whose entries name their children.
+fn graph_store(links: bool) -> MemoryStore {
+    let settings = MemoryStoreSettings { children: Some(children_named_in), etag: EtagKind::Digest, links, ..Default::default() };
+    MemoryStore::new(settings)
+}
+
 mod memory {
     use dth_core::{
-        conformance::{QueueBench, StateBench, StoreBench},
+        conformance::{GraphBench, QueueBench, StateBench, StoreBench, graph::Lines},
         memory::{MemoryQueue, MemoryState, MemoryStore},
     };
     use std::{sync::Arc, time::Duration};
@@ -19,6 +31,24 @@ mod memory {
             StoreBench::new(Arc::new(store.clone()), Arc::new(store.clone().beside(&store)))
         }
         dth_core::conformance_store!(bench);
+    }
+
+    mod graph {
+        use super::*;
+        async fn bench() -> GraphBench {
+            let store = crate::graph_store(false);
+            GraphBench::new(Arc::new(store.clone()), Arc::new(store), Arc::new(Lines))
+        }
+        dth_core::conformance_graph!(bench);
+    }
+
+    mod linked_graph {
+        use super::*;
+        async fn bench() -> GraphBench {
+            let store = crate::graph_store(true);
+            GraphBench::new(Arc::new(store.clone()), Arc::new(store), Arc::new(Lines))
+        }
+        dth_core::conformance_graph!(bench);
     }
 
     mod queue {
@@ -41,7 +71,7 @@ mod memory {
 /// The wrapper that simulations use, in good weather.
 mod chaos {
     use dth_core::{
-        conformance::{QueueBench, StateBench, StoreBench},
+        conformance::{GraphBench, QueueBench, StateBench, StoreBench, graph::Lines},
         env::SystemEnv,
         memory::{MemoryQueue, MemoryState, MemoryStore},
         wrap::chaos::{Chaos, Faults, Weather},
@@ -60,6 +90,16 @@ mod chaos {
             StoreBench::new(Arc::new(Chaos::new(Arc::new(store), weather(), 0)), Arc::new(sink))
         }
         dth_core::conformance_store!(bench);
+    }
+
+    mod graph {
+        use super::*;
+        async fn bench() -> GraphBench {
+            let store = crate::graph_store(true);
+            let sink = Chaos::new(Arc::new(store.clone()), weather(), 0);
+            GraphBench::new(Arc::new(Chaos::new(Arc::new(store), weather(), 0)), Arc::new(sink), Arc::new(Lines))
+        }
+        dth_core::conformance_graph!(bench);
     }
 
     mod queue {

@@ -3,14 +3,14 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use dth_core::{
-    conformance::{Checked, QueueBench, StateBench, StoreBench, Verdict, queue, state, store},
+    conformance::{Checked, GraphBench, QueueBench, StateBench, StoreBench, Verdict, graph, queue, state, store},
     error::{Error, ErrorKind, Op, Result},
     index::{Index, IndexCapability, ListFrom, ListPage, ListRequest},
     memory::{MemoryQueue, MemoryState, MemoryStore},
-    object::{ETag, ObjectInfo, ObjectKey, Tags, VersionId},
+    object::{ETag, Entry, ObjectInfo, ObjectKey, Tags, VersionId},
     queue::{DeadLetter, Delivery, Depth, Message, Queue, QueueCapability, Receipt},
-    sink::{Body, Condition, OpenUpload, Part, PutOptions, Sink, SinkCapability, UploadId, Written},
-    source::{CopyOrigin, Read, ReadOptions, ReadRange, Source, SourceCapability},
+    sink::{Body, Condition, OpenUpload, Part, Placed, PutOptions, Sink, SinkCapability, UploadId, Written},
+    source::{CopyOrigin, Family, Read, ReadOptions, ReadRange, Source, SourceCapability},
     state::{
         Advance, Claim, Committed, Fence, Note, Origin, OutboxPack, PackId, Record, RecordQuery, RecordWrite, Run, RunId, RunState, Shard,
         StateStore,
@@ -97,6 +97,13 @@ impl Index for Saboteur<MemoryStore> {
         }
         info
     }
+    async fn find(&self, keys: &[ObjectKey]) -> Result<Vec<Option<Entry>>> {
+        let mut found = self.inner.find(keys).await?;
+        if self.breaks("looks_are_in_their_order") {
+            found.rotate_left(1);
+        }
+        Ok(found)
+    }
 }
 
 #[async_trait]
@@ -112,7 +119,7 @@ impl Source for Saboteur<MemoryStore> {
             ReadRange::FirstPart if self.breaks("the_first_part_tells_the_layout") => options.range = ReadRange::Full,
             _ => {}
         }
-        if self.breaks("a_pinned_read_is_of_that_version") {
+        if self.breaks("a_pinned_read_is_of_that_version") || self.breaks("children_are_those_of_what_is_read") {
             options.if_match = None;
         }
         let mut read = match self.inner.read(key, &options).await {
@@ -127,6 +134,20 @@ impl Source for Saboteur<MemoryStore> {
             read.range = range;
         }
         Ok(read)
+    }
+    async fn children(&self, entry: &Entry) -> Result<Family> {
+        let mut family = match self.inner.children(entry).await {
+            // Parent or child, what is missing is left out.
+            Err(_) if self.breaks("the_family_of_nothing_is_not_found") || self.breaks("a_graph_that_lacks_a_child_does_not_arrive") => {
+                let entry = self.inner.head(&entry.key, None).await.map_or_else(|_| entry.clone(), |info| info.entry);
+                Family { entry, children: Vec::new() }
+            }
+            family => family?,
+        };
+        if self.breaks("children_are_told_with_their_parent") {
+            family.children.pop();
+        }
+        Ok(family)
     }
     async fn tags(&self, key: &ObjectKey, version: Option<&VersionId>) -> Result<Tags> {
         let mut tags = self.inner.tags(key, version).await?;
@@ -180,6 +201,16 @@ impl Sink for Saboteur<MemoryStore> {
             options.checksum = None;
         }
         self.inner.put(&key, body, &options).await
+    }
+    async fn place(&self, key: &ObjectKey, child: &Entry) -> Result<Placed> {
+        let placed = self.inner.place(key, child).await?;
+        let lies = match &placed {
+            Placed::Absent if self.breaks("a_graph_arrives_whole_and_does_nothing_twice") => key.as_str().contains("copy/"),
+            Placed::Absent => self.breaks("a_child_is_placed_once_it_is_there"),
+            Placed::Other(_) => self.breaks("another_child_is_not_taken_for_it"),
+            _ => false,
+        };
+        Ok(if lies { Placed::There } else { placed })
     }
     async fn delete(&self, key: &ObjectKey, condition: &Condition) -> Result<()> {
         if self.breaks("a_deleted_key_is_gone") {
@@ -480,6 +511,13 @@ async fn every_saboteur_is_caught() {
             let store = MemoryStore::default();
             let store = Saboteur::new(store.clone().beside(&store), breaks);
             StoreBench::new(store.clone(), store)
+        };
+        judge(promise, &check(&bench("")).await, &check(&bench(promise)).await, &mut missed);
+    }
+    for (promise, check) in graph::PROMISES {
+        let bench = |breaks| {
+            let store = Saboteur::new(crate::graph_store(false), breaks);
+            GraphBench::new(store.clone(), store, Arc::new(graph::Lines))
         };
         judge(promise, &check(&bench("")).await, &check(&bench(promise)).await, &mut missed);
     }
