@@ -168,7 +168,13 @@ impl Http {
         let lost = |sent: bool| Error::new(ErrorKind::Unavailable, op, target).with_maybe_applied(sent && !reads);
         match tokio::time::timeout(patience, self.request(request)).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(lost(body::maybe_sent(&error)).with_source(error)),
+            Ok(Err(error)) => {
+                let lost = lost(body::maybe_sent(&error));
+                Err(match advice(&error) {
+                    Some(advice) => lost.with_source(Advised { error, advice }),
+                    None => lost.with_source(error),
+                })
+            }
             Err(_) => Err(lost(true).with_code("timeout").with_source(format!("no answer within {patience:?}"))),
         }
     }
@@ -329,6 +335,42 @@ impl hyper::rt::Write for MaybeProxied {
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, all: &[std::io::IoSlice<'_>]) -> Poll<std::io::Result<usize>> {
         io!(self, io => Pin::new(io).poll_write_vectored(cx, all))
     }
+}
+
+/// An error of TLS, and the way out.
+#[derive(Debug)]
+struct Advised {
+    error: hyper_util::client::legacy::Error,
+    advice: &'static str,
+}
+
+impl fmt::Display for Advised {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.error, self.advice)
+    }
+}
+
+impl std::error::Error for Advised {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.error.source()
+    }
+}
+
+fn advice(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    let mut cause = Some(error);
+    while let Some(next) = cause {
+        match next.downcast_ref() {
+            Some(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)) => {
+                return Some("name the authority that its certificate is of with `ca_file`");
+            }
+            Some(rustls::Error::InvalidMessage(_)) => return Some("the server does not speak TLS"),
+            _ => {}
+        }
+        // The source of an `io::Error` is that of what it carries.
+        let carried = next.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        cause = carried.map(|e| e as _).or_else(|| next.source());
+    }
+    None
 }
 
 fn tls(ca_file: Option<&str>) -> Result<rustls::ClientConfig, BoxError> {

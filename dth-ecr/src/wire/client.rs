@@ -195,7 +195,11 @@ impl Wire {
             let (status, answered) = (answer.status, answer.headers.clone());
             let page = answer.page().await.map_err(|e| e.with_code(status.as_u16().to_string()))?;
             let reads = method == Method::GET || method == Method::HEAD;
-            let error = error::of_answer(op, target.clone(), status, &answered, &page);
+            let mut error = error::of_answer(op, target.clone(), status, &answered, &page);
+            // Go and nginx say so in words of their own.
+            if self.insecure && status == StatusCode::BAD_REQUEST && page.windows(5).any(|w| w == b"HTTPS") {
+                error = error.with_source("the registry speaks TLS: take `insecure` out of its settings");
+            }
             let error = error.with_maybe_applied(status.is_server_error() && !reads);
             if matches!(error.kind(), ErrorKind::Throttled | ErrorKind::Unavailable) {
                 permit.throttled();
