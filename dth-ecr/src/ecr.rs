@@ -198,12 +198,18 @@ impl ControlPlane for Ecr {
 
     async fn delete(&self, repository: &str, reference: &str) -> Result<()> {
         let target = format!("ECR image {repository}:{reference}");
+        // By a tag, the tag alone goes, and the image when it was its last
+        // (<https://docs.aws.amazon.com/AmazonECR/latest/APIReference/API_BatchDeleteImage.html>).
         let by_digest = reference.contains(':');
         let image = ImageIdentifier::builder();
         let image = if by_digest { image.image_digest(reference) } else { image.image_tag(reference) }.build();
         let call =
             self.client.batch_delete_image().repository_name(repository).set_registry_id(self.config.account.clone()).image_ids(image);
-        let answer = call.send().await.map_err(|e| classify(Op::Delete, &target, e))?;
+        let answer = match call.send().await {
+            Ok(answer) => answer,
+            Err(error) if error.code() == Some("RepositoryNotFoundException") => return Ok(()),
+            Err(error) => return Err(classify(Op::Delete, &target, error)),
+        };
         match answer.failures().iter().find(|f| f.failure_code().is_none_or(|code| code.as_str() != "ImageNotFound")) {
             Some(failure) => Err(Error::new(ErrorKind::Conflict, Op::Delete, target)
                 .with_code(failure.failure_code().map_or("", |code| code.as_str()))

@@ -56,6 +56,16 @@ pub(crate) fn image_of(key: &ObjectKey, op: Op) -> Result<ImageKey> {
     ImageKey::parse(key).ok_or_else(|| Error::new(ErrorKind::Unrepresentable, op, key.to_string()).with_source(why))
 }
 
+/// Refuses a child that is to be placed under another digest than its own.
+pub(crate) fn must_be_its_own(digest: &str, child: &Entry, target: impl FnOnce() -> String) -> Result<()> {
+    match &child.etag {
+        Some(etag) if etag.as_str() != digest => {
+            Err(Error::new(ErrorKind::Invalid, Op::Place, target()).with_source("a child under another digest than its own"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The checksum that a digest is.
 pub(crate) fn checksum_of(digest: &str) -> Option<Checksum> {
     let value = unhex(digest.strip_prefix("sha256:")?)?;

@@ -50,7 +50,7 @@ struct Inner {
     root: PathBuf,
     repository: String,
     writing: Arc<tokio::sync::Mutex<()>>,
-    /// Manifests that are brought for others, and found by these.
+    /// Manifests whose next write is for others, by which they are found.
     children: Mutex<HashSet<ObjectKey>>,
     /// Repositories that the index named when it was last read.
     names: Mutex<Option<HashSet<String>>>,
@@ -194,6 +194,45 @@ impl OciLayout {
         }
         let bytes = tokio::fs::read(&path).await.map_err(|e| self.failed(op, digest, e))?;
         Manifest::new(bytes.into(), media_type, Some(digest), &self.target(digest))
+    }
+
+    /// What a manifest needs, itself or for one under it, and is not there.
+    async fn lacking(&self, of: &Manifest, op: Op) -> Result<Option<String>> {
+        let (mut open, mut seen) = (of.children()?, HashSet::new());
+        while let Some(child) = open.pop() {
+            if !seen.insert(child.digest.clone()) {
+                continue;
+            }
+            match tokio::fs::metadata(self.path(&child.digest)).await {
+                Ok(file) if child.size.is_none_or(|size| size == file.len()) => {}
+                Ok(_) => return Ok(Some(child.digest)),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Some(child.digest)),
+                Err(error) => return Err(self.failed(op, &child.digest, error)),
+            }
+            if child.is_manifest {
+                open.extend(self.manifest(&child.digest, None, op).await?.children()?);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether a child is there, with all that it needs: others may have written here, and have been interrupted.
+    async fn is_whole(&self, key: &ObjectKey, child: &Entry, image: &ImageKey) -> Result<bool> {
+        let info = match self.head(key, None).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            info => info?,
+        };
+        if child.size.is_some_and(|size| info.entry.size != Some(size)) {
+            return Ok(false);
+        }
+        let ImageKey::Manifest { digest, .. } = image else { return Ok(true) };
+        let whole = async { self.lacking(&self.manifest(digest, None, Op::Place).await?, Op::Place).await };
+        match whole.await {
+            Ok(lacking) => Ok(lacking.is_none()),
+            // What lies there is sent again.
+            Err(error) if error.kind() == ErrorKind::Corrupt => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Writes the file of a digest: whole and checked, or not at all.
@@ -397,10 +436,14 @@ impl Sink for OciLayout {
             let why = "a signed manifest of schema 1 cannot lie in an OCI layout";
             return Err(Error::new(ErrorKind::Unrepresentable, Op::Put, self.target(key)).with_source(why));
         }
+        if let Some(lacking) = self.lacking(&manifest, Op::Put).await? {
+            let why = format!("it needs {lacking}, which is not there");
+            return Err(Error::new(ErrorKind::Conflict, Op::Put, self.target(key)).with_source(why));
+        }
         self.write(&manifest.digest, Body::Bytes(vec![manifest.bytes.clone()])).await?;
-        // What refers to another is found by the index, too; a child is found by its parent.
+        // What refers to another is found by the index, too; a child is found by its parent, unless it comes for its own sake.
         let tagged = matches!(image, ImageKey::Tag { .. });
-        let child = lock(&self.inner.children).contains(key);
+        let child = lock(&self.inner.children).remove(key);
         if !child || manifest.subject().is_some() {
             let mut descriptor = manifest.as_referrer();
             if tagged {
@@ -418,15 +461,17 @@ impl Sink for OciLayout {
     }
 
     async fn place(&self, key: &ObjectKey, child: &Entry) -> Result<Placed> {
-        if matches!(ImageKey::parse(key), Some(ImageKey::Manifest { .. })) {
+        let image = images::image_of(key, Op::Place)?;
+        if let Some(digest) = image.digest() {
+            images::must_be_its_own(digest, child, || self.target(key))?;
+        }
+        if self.is_whole(key, child, &image).await? {
+            return Ok(Placed::There);
+        }
+        if matches!(image, ImageKey::Manifest { .. }) {
             lock(&self.inner.children).insert(key.clone());
         }
-        match self.head(key, None).await {
-            Ok(info) if child.size.is_none_or(|size| info.entry.size == Some(size)) => Ok(Placed::There),
-            Ok(_) => Ok(Placed::Unknown),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Placed::Absent),
-            Err(error) => Err(error),
-        }
+        Ok(Placed::Absent)
     }
 
     async fn delete(&self, key: &ObjectKey, _: &Condition) -> Result<()> {

@@ -86,11 +86,7 @@ impl Sink for Registry {
             ImageKey::Blob { name, digest } | ImageKey::Manifest { name, digest } => (name.as_str(), digest.as_str()),
             _ => return Ok(Placed::Unknown),
         };
-        if child.etag.as_ref().is_some_and(|etag| etag.as_str() != digest) {
-            return Err(
-                Error::new(ErrorKind::Invalid, Op::Place, self.target(&image)).with_source("a child under another digest than its own")
-            );
-        }
+        images::must_be_its_own(digest, child, || self.target(&image))?;
         let blobs = &self.inner.blobs;
         if blobs.is_at(name, digest) {
             return Ok(Placed::There);
