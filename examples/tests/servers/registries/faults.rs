@@ -7,8 +7,9 @@ use super::{
     server::{Auth, DockerRegistry, sum},
     two,
 };
-use crate::support::bytes;
+use crate::support::{bytes, venv};
 use dth_ecr::RegistryConfig;
+use dth_examples::servers::Server;
 use std::{
     collections::BTreeSet,
     sync::{
@@ -115,6 +116,41 @@ async fn broken_connections_are_gone_on_from() {
     Copying::new(reading.config(), writing.config(), &["app:v1"]).succeeds().await;
     assert_eq!(there.graph("app", "v1").await, source.graph("app", "v1").await);
     assert!(reads.load(SeqCst) >= 9, "each cut was gone on from");
+}
+
+/// A session that outlives its connections is gone on with: after a piece that broke off, and after one that arrived whole while its
+/// answer was lost. (The registry of the other tests drops a session whose request breaks off; that of ministack keeps it.)
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs the servers of `cargo xtask test`"]
+async fn upload_sessions_are_gone_on_with() {
+    let venv = venv();
+    let (ecr, from) = tokio::join!(Server::ministack(&venv), DockerRegistry::start(Auth::Open));
+    let ecr = ecr.unwrap();
+    let emulator = ecr.endpoint.trim_start_matches("http://");
+    ecr.python(&venv, "client('ecr').create_repository(repositoryName='app')", &[]).await.unwrap();
+    let (source, there) = (Client::new(&from.host), Client::new(emulator));
+    source.push_image("app", Some("v1"), false, &[bytes(70 << 20, 1)], "amd64").await;
+    let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+    let (pieces, log) = (AtomicU32::new(0), Arc::clone(&asked));
+    let rig = Rig::before_host(emulator, move |asked| {
+        let uploads = asked.path.contains("/blobs/uploads/");
+        if uploads {
+            log.lock().unwrap().push(asked.method.clone());
+        }
+        let nth = if uploads && asked.method == "PATCH" { pieces.fetch_add(1, SeqCst) } else { u32::MAX };
+        match nth {
+            0 | 4 => Act::CutRequest(3_000_000),
+            2 | 7 => Act::Lose,
+            _ => Act::Pass,
+        }
+    })
+    .await;
+    Copying::new(from.config(), rig.config(), &["app:v1"]).succeeds().await;
+    assert_eq!(there.graph("app", "v1").await, source.graph("app", "v1").await);
+    let asked = asked.lock().unwrap();
+    let count = |method: &str| asked.iter().filter(|m| *m == method).count();
+    // Nine pieces and the two that broke off; the session was asked four times where it stands, and was never begun anew.
+    assert_eq!((count("PATCH"), count("GET"), count("POST"), count("PUT")), (9 + 2, 4, 2, 2), "{asked:?}");
 }
 
 /// Tokens that are good for five seconds, and a layer that takes longer (R4).

@@ -1,5 +1,6 @@
 //! Images for tests, pushed and read back by requests of plain HTTP: nothing of the engine, and nothing of `dth-ecr`.
 
+use super::server::DockerRegistry;
 use crate::support::bytes;
 use bytes::Bytes;
 use dth_core::{
@@ -23,6 +24,7 @@ pub(crate) fn digest(bytes: &[u8]) -> String {
 #[derive(Clone)]
 pub(crate) struct Client {
     http: Http,
+    scheme: &'static str,
     host: String,
     login: Option<&'static str>,
 }
@@ -36,7 +38,14 @@ pub(crate) struct Answered {
 impl Client {
     pub(crate) fn new(host: &str) -> Self {
         let http = Http::new(HttpSettings { proxy: Proxy::None, ..HttpSettings::default() }).unwrap();
-        Self { http, host: host.to_owned(), login: None }
+        Self { http, scheme: "http", host: host.to_owned(), login: None }
+    }
+
+    /// Over TLS, if the registry does that.
+    pub(crate) fn at(registry: &DockerRegistry) -> Self {
+        let Some(certificate) = &registry.certificate else { return Self::new(&registry.host) };
+        let settings = HttpSettings { proxy: Proxy::None, ca_file: Some(certificate.ca_file()), ..HttpSettings::default() };
+        Self { http: Http::new(settings).unwrap(), scheme: "https", ..Self::new(&registry.host) }
     }
 
     /// `user`, `pass:word`.
@@ -45,7 +54,7 @@ impl Client {
     }
 
     pub(crate) async fn call(&self, method: &str, to: &str, headers: &[(&str, &str)], send: Bytes) -> Answered {
-        let uri = if to.starts_with("http") { to.to_owned() } else { format!("http://{}{to}", self.host) };
+        let uri = if to.starts_with("http") { to.to_owned() } else { format!("{}://{}{to}", self.scheme, self.host) };
         let mut request = hyper::Request::builder().method(method).uri(uri).header("host", &self.host).header("content-length", send.len());
         for (name, value) in headers.iter().copied().chain(self.login.map(|login| ("authorization", login))) {
             request = request.header(name, value);

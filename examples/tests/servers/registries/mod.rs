@@ -53,6 +53,10 @@ impl Copying {
         report
     }
 
+    async fn failures_if_any(&self) -> Vec<String> {
+        if self.settings.state.as_ref().is_some_and(|file| file.exists()) { self.failures().await } else { Vec::new() }
+    }
+
     /// What failed, and why.
     async fn failures(&self) -> Vec<String> {
         let query = dth_core::state::RecordQuery { status: Some(dth_core::state::Status::Failed), ..Default::default() };
@@ -295,6 +299,41 @@ async fn logins_of_every_kind_are_understood() {
     assert!(error.contains("credentials not valid") && !error.contains("canary"), "{error}");
 }
 
+/// TLS with an authority of its own: known by `ca_file`, and by nothing else; never without TLS.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs the servers of `cargo xtask test`"]
+async fn registries_are_trusted_by_their_own_authority() {
+    let (from, to) = tokio::join!(DockerRegistry::start_tls(Auth::Open), DockerRegistry::start_tls(Auth::Basic));
+    let source = Client::at(&from);
+    // In one request, and in pieces.
+    source.push_image("app", Some("v1"), false, &[bytes(6 << 20, 1), bytes(70 << 20, 2)], "amd64").await;
+    Copying::new(from.config(), to.config_of_user(), &["app:v1"]).succeeds().await;
+    let (back, plain) = tokio::join!(DockerRegistry::start_tls(Auth::Open), DockerRegistry::start(Auth::Open));
+    Copying::new(to.config_of_user(), back.config(), &["app:v1"]).succeeds().await;
+    must_be_equal(&source, &Client::at(&back), &["app:v1".into()]).await;
+    let port = from.host.split(':').nth(1).unwrap();
+    for (wrong, told) in [
+        (RegistryConfig { ca_file: None, ..from.config() }, "with `ca_file`"),
+        (RegistryConfig { ca_file: to.config().ca_file, ..from.config() }, "with `ca_file`"),
+        (RegistryConfig { insecure: false, ..plain.config() }, "does not speak TLS"),
+        (RegistryConfig { registry: format!("localhost:{port}"), ..from.config() }, "not valid for name"),
+        (RegistryConfig { insecure: true, ..from.config() }, "take `insecure` out"),
+        (RegistryConfig { ca_file: Some("/nowhere/ca.pem".into()), ..from.config() }, "/nowhere/ca.pem"),
+    ] {
+        let mut copying = Copying::new(wrong, back.config(), &["app:v1"]);
+        copying.settings.worker.max_attempts = 1;
+        copying.settings.worker.transfer.retry.tries = 1;
+        copying.settings.destination_prefix = "wrong".into();
+        let failed = match copying.settings.task().await {
+            Ok(task) => task.run().await.map(|report| assert!(!report.is_success(), "{report}")).err().map(|e| e.chain()),
+            Err(error) => Some(format!("{error:#}")),
+        };
+        let failures = failed.into_iter().chain(copying.failures_if_any().await).collect::<String>();
+        println!("{failures}");
+        assert!(failures.contains(told), "{told}: {failures}");
+    }
+}
+
 /// Signed manifests of schema 1 are read, and have the digest of their payload.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs the servers of `cargo xtask test`"]
@@ -340,6 +379,13 @@ async fn layouts_of_images_are_read_and_written() {
     assert_eq!(out.succeeds().await.run.totals.unchanged.objects, 27);
     let raw = skopeo(&["inspect", "--raw", &format!("oci:{}:app26:v1", layout.display())]);
     assert_eq!(digest(raw.as_bytes()), set.index["digest"].as_str().unwrap());
+    // Somebody was interrupted there: the manifests of platforms are there, without a layer of them, and nothing names them.
+    let (_, index) = source.manifest("app26", "v1").await.unwrap();
+    let (_, platform) = source.manifest("app26", index["manifests"][0]["digest"].as_str().unwrap()).await.unwrap();
+    let lost = platform["layers"][0]["digest"].as_str().unwrap().replace(':', "/");
+    std::fs::remove_file(layout.join("blobs").join(lost)).unwrap();
+    std::fs::write(layout.join("index.json"), r#"{"schemaVersion":2,"manifests":[]}"#).unwrap();
+    out.succeeds().await;
     let mut back = Copying::new(from.config(), to.config(), &[]);
     (back.settings.source_registry, back.settings.source_layout) = (None, Some(layout));
     back.succeeds().await;

@@ -3,7 +3,7 @@
 
 use super::{
     images::{OCI_INDEX, digest},
-    server::DockerRegistry,
+    server::{Certificate, DockerRegistry},
 };
 use bytes::Bytes;
 use dth_core::{
@@ -21,6 +21,16 @@ use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+/// The registry of the account that ministack has.
+pub(crate) const ECR_HOST: &str = "000000000000.dkr.ecr.us-east-1.amazonaws.com";
+
+/// `AWS:ministack-auth-token`, which its API gives out.
+pub(crate) const ECR_LOGIN: &str = "Basic QVdTOm1pbmlzdGFjay1hdXRoLXRva2Vu";
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -46,6 +56,8 @@ pub(crate) enum Act {
     After(BoxFuture<'static, ()>),
     /// The answer comes in pieces of 64 KiB with this pause before each.
     Slowly(Duration),
+    /// It is done, and the answer is lost.
+    Lose,
 }
 
 type Hook = dyn Fn(&Asked) -> Act + Send + Sync;
@@ -66,17 +78,39 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) async fn before(registry: &DockerRegistry, hook: impl Fn(&Asked) -> Act + Send + Sync + 'static) -> Self {
-        Self::start(registry, false, Box::new(hook)).await
+        Self::before_host(&registry.host, hook).await
+    }
+
+    pub(crate) async fn before_host(host: &str, hook: impl Fn(&Asked) -> Act + Send + Sync + 'static) -> Self {
+        Self::start(host, false, Box::new(hook), None).await
     }
 
     /// With the API.
     pub(crate) async fn with_referrers(registry: &DockerRegistry) -> Self {
-        Self::start(registry, true, Box::new(|_| Act::Pass)).await
+        Self::start(&registry.host, true, Box::new(|_| Act::Pass), None).await
     }
 
-    async fn start(registry: &DockerRegistry, referrers: bool, hook: Box<Hook>) -> Self {
+    /// What stands before the registry of an emulated Amazon ECR, so that it is reached as that of Amazon is: by its own name
+    /// (this is a proxy that leads there and nowhere else), over TLS, and with a login. Answers what was asked, too.
+    pub(crate) async fn as_ecr(emulator: &str) -> (Self, Certificate, Arc<Mutex<Vec<String>>>) {
+        let certificate = Certificate::of(&[ECR_HOST]);
+        let tls = tokio_rustls::TlsAcceptor::from(Arc::new(certificate.of_server()));
+        let log: Arc<Mutex<Vec<String>>> = Arc::default();
+        let asked_for = Arc::clone(&log);
+        let hook = move |asked: &Asked| {
+            asked_for.lock().unwrap().push(format!("{} {}", asked.method, asked.path));
+            if asked.authorization.as_deref() == Some(ECR_LOGIN) {
+                return Act::Pass;
+            }
+            let challenge = format!("Basic realm=\"https://{ECR_HOST}/\",service=\"ecr.amazonaws.com\"");
+            Act::Answer(401, vec![("www-authenticate", challenge)], "Not Authorized\n")
+        };
+        (Self::start(emulator, false, Box::new(hook), Some(tls)).await, certificate, log)
+    }
+
+    async fn start(to: &str, referrers: bool, hook: Box<Hook>, tls: Option<tokio_rustls::TlsAcceptor>) -> Self {
         let http = Http::new(HttpSettings { proxy: Proxy::None, ..HttpSettings::default() }).unwrap();
-        let state = Arc::new(State { to: registry.host.clone(), http, referrers, known: Mutex::default(), hook });
+        let state = Arc::new(State { to: to.to_owned(), http, referrers, known: Mutex::default(), hook });
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let host = listener.local_addr().unwrap().to_string();
         let mut tasks = TaskScope::new();
@@ -90,8 +124,19 @@ impl Rig {
                     let state = Arc::clone(&state);
                     async move { state.serve(request).await.map_err(std::io::Error::other) }
                 });
+                let tls = tls.clone();
                 connections.spawn(async move {
-                    let _ = http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(socket), service).await;
+                    let server = http1::Builder::new().timer(TokioTimer::new()).clone();
+                    match tls {
+                        None => drop(server.serve_connection(TokioIo::new(socket), service).await),
+                        Some(tls) => {
+                            if let Some(tunnel) = tunnel(socket).await
+                                && let Ok(inner) = tls.accept(tunnel).await
+                            {
+                                drop(server.serve_connection(TokioIo::new(inner), service).await);
+                            }
+                        }
+                    }
                 });
             }
         });
@@ -101,6 +146,18 @@ impl Rig {
     pub(crate) fn config(&self) -> RegistryConfig {
         RegistryConfig { registry: self.host.clone(), insecure: true, ..RegistryConfig::default() }
     }
+}
+
+/// Answers the request for a tunnel, if it is to where this one leads.
+async fn tunnel(mut socket: TcpStream) -> Option<TcpStream> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(socket.read_u8().await.ok().filter(|_| head.len() < 4096)?);
+    }
+    let known = head.starts_with(format!("CONNECT {ECR_HOST}:443 ").as_bytes());
+    let answer: &[u8] = if known { b"HTTP/1.1 200 OK\r\n\r\n" } else { b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n" };
+    socket.write_all(answer).await.ok()?;
+    Some(socket).filter(|_| known)
 }
 
 impl State {
@@ -184,7 +241,7 @@ impl State {
             _ => into_body(incoming),
         };
         let answer = self.forward(Request::from_parts(parts, sent), path).await?;
-        if cut {
+        if cut || matches!(act, Act::Lose) {
             return Err("cut".into());
         }
         let (parts, incoming) = answer.into_parts();

@@ -8,9 +8,14 @@ use std::{
     fmt::Write as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::Arc,
     time::Duration,
 };
 use tokio::time::sleep;
+use tokio_rustls::rustls::{
+    self,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
 
 /// How a registry lets people in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,11 +27,45 @@ pub(crate) enum Auth {
     Token(u32),
 }
 
+/// A server's certificate, and the authority that vouches for it and for nothing else.
+pub(crate) struct Certificate {
+    folder: tempfile::TempDir,
+}
+
+impl Certificate {
+    pub(crate) fn of(names: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/servers/registries/certificates.py");
+        let made = Command::new(venv().join("bin/python")).arg(script).arg(folder.path()).args(names).status().unwrap();
+        assert!(made.success(), "certificates");
+        Self { folder }
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    /// What clients have to trust.
+    pub(crate) fn ca_file(&self) -> String {
+        self.file("ca.pem")
+    }
+
+    pub(crate) fn of_server(&self) -> rustls::ServerConfig {
+        let chain = CertificateDer::pem_file_iter(self.file("server.pem")).unwrap().collect::<Result<_, _>>().unwrap();
+        let key = PrivateKeyDer::from_pem_file(self.file("server.key")).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        config.with_no_client_auth().with_single_cert(chain, key).unwrap()
+    }
+}
+
 /// A registry, which stops when this is dropped.
 pub(crate) struct DockerRegistry {
     pub(crate) host: String,
     pub(crate) folder: tempfile::TempDir,
     children: Vec<Child>,
+    /// Where it speaks TLS.
+    pub(crate) certificate: Option<Certificate>,
 }
 
 impl Drop for DockerRegistry {
@@ -51,11 +90,23 @@ async fn wait_for(port: u16, child: &mut Child) {
 
 impl DockerRegistry {
     pub(crate) async fn start(auth: Auth) -> Self {
+        Self::start_with(auth, None).await
+    }
+
+    /// Over TLS, with a certificate of an authority of its own.
+    pub(crate) async fn start_tls(auth: Auth) -> Self {
+        Self::start_with(auth, Some(Certificate::of(&["127.0.0.1"]))).await
+    }
+
+    async fn start_with(auth: Auth, certificate: Option<Certificate>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let [port, token_port] = reserve_ports().unwrap();
+        let tls = certificate.as_ref().map_or_else(String::new, |certificate| {
+            format!(", tls: {{certificate: {}, key: {}}}", certificate.file("server.pem"), certificate.file("server.key"))
+        });
         let mut config = format!(
             "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {0}/data}}, delete: {{enabled: true}}}}\n\
-             http: {{addr: '127.0.0.1:{port}', secret: s}}\ncompatibility: {{schema1: {{enabled: true}}}}\n",
+             http: {{addr: '127.0.0.1:{port}', secret: s{tls}}}\ncompatibility: {{schema1: {{enabled: true}}}}\n",
             folder.path().display()
         );
         let mut children = Vec::new();
@@ -96,12 +147,13 @@ impl DockerRegistry {
         let mut child = command.spawn().expect("Debian's docker-registry: `cargo xtask test` installs it");
         wait_for(port, &mut child).await;
         children.push(child);
-        Self { host: format!("127.0.0.1:{port}"), folder, children }
+        Self { host: format!("127.0.0.1:{port}"), folder, children, certificate }
     }
 
     /// Settings of this registry.
     pub(crate) fn config(&self) -> RegistryConfig {
-        RegistryConfig { registry: self.host.clone(), insecure: true, ..RegistryConfig::default() }
+        let ca_file = self.certificate.as_ref().map(Certificate::ca_file);
+        RegistryConfig { registry: self.host.clone(), insecure: ca_file.is_none(), ca_file, ..RegistryConfig::default() }
     }
 
     /// The same with its one user.

@@ -104,23 +104,32 @@ async fn a_kill_in_a_layer_leaves_no_half_image() {
     assert_eq!(client.graph("app", "v1").await, source.graph("app", "v1").await);
 }
 
-/// Amazon ECR's API, as ministack has it: tokens, repositories that are made with their settings, listings with digests and without
-/// tags, deletions.
+/// Amazon ECR as ministack has it, under the name that Amazon gives it, over TLS and with ECR's logins: repositories that are made
+/// with their settings, listings with digests and without tags, deletions.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs the servers of `cargo xtask test`"]
 async fn repositories_of_ecr_are_made_listed_and_cleared() {
     let venv = venv();
     let (ecr, registry) = tokio::join!(Server::ministack(&venv), DockerRegistry::start(Auth::Open));
     let ecr = ecr.unwrap();
+    let (as_ecr, certificate, asked) = Rig::as_ecr(ecr.endpoint.trim_start_matches("http://")).await;
     let (source, back) = (Client::new(&registry.host), DockerRegistry::start(Auth::Open).await);
-    let layers = [bytes(30_000, 1), bytes(500, 2)];
+    // One of them in pieces.
+    let layers = [bytes(30_000, 1), bytes(65 << 20, 2)];
     source.push_image("team/app", Some("v1"), false, &layers, "amd64").await;
     source.push_image("team/app", Some("v2"), false, &layers[..1], "amd64").await;
     source.push_image("other", Some("v1"), true, &layers, "amd64").await;
     let folder = tempfile::tempdir().unwrap();
-    let host = ecr.endpoint.trim_start_matches("http://").to_owned();
-    let of_ecr =
-        |side: &str| format!("[{side}_ecr]\nregion = \"us-east-1\"\nendpoint = {:?}\nenvironment_prefix = \"ECR\"\n", ecr.endpoint);
+    // No name of a registry: ECR tells it.
+    let of_ecr = |side: &str, more: &str| {
+        format!(
+            "[{side}_registry]\nca_file = {:?}\nproxy = {{ kind = \"url\", url = \"http://{}\", no_proxy = \"127.0.0.1\" }}\n{more}\n\
+             [{side}_ecr]\nregion = \"us-east-1\"\nendpoint = {:?}\nenvironment_prefix = \"ECR\"\n",
+            certificate.ca_file(),
+            as_ecr.host,
+            ecr.endpoint
+        )
+    };
     let plain = |side: &str, host: &str, more: &str| format!("[{side}_registry]\nregistry = {host:?}\ninsecure = true\n{more}\n");
     let write = |name: &str, text: String| {
         let file = folder.path().join(name);
@@ -138,8 +147,7 @@ async fn repositories_of_ecr_are_made_listed_and_cleared() {
     // Without leave, none is made, and that is said (R13).
     let refused = write(
         "refused.toml",
-        [state("a.db"), plain("source", &registry.host, select), plain("destination", &host, ""), of_ecr("destination")].concat()
-            + "[worker]\nmax_attempts = 1\n",
+        [state("a.db"), plain("source", &registry.host, select), of_ecr("destination", "")].concat() + "[worker]\nmax_attempts = 1\n",
     );
     let (code, told) = copy(&refused, &[]).await;
     assert!(code == Some(3) && told.contains("the repository does not exist"), "{told}");
@@ -147,8 +155,7 @@ async fn repositories_of_ecr_are_made_listed_and_cleared() {
     let made = format!(
         "create = {{ immutable_tags = false, scan_on_push = true, kms_key = \"aws/ecr\", lifecycle_policy = '{policy}', tags = {{ by = \"dth\" }} }}\n"
     );
-    let text =
-        [state("b.db"), plain("source", &registry.host, select), plain("destination", &host, ""), of_ecr("destination"), made].concat();
+    let text = [state("b.db"), plain("source", &registry.host, select), of_ecr("destination", ""), made].concat();
     let out = write("out.toml", text.clone());
     let (code, told) = copy(&out, &[]).await;
     assert_eq!(code, Some(0), "{told}");
@@ -181,10 +188,8 @@ async fn repositories_of_ecr_are_made_listed_and_cleared() {
     .await
     .unwrap();
     let more = "select.repositories = [\"mirror/**\"]\nselect.untagged = true";
-    let text = format!("state = \"{}\"\n", folder.path().join("c.db").display())
-        + &plain("source", &host, more)
-        + &of_ecr("source")
-        + &plain("destination", &back.host, "");
+    let text =
+        format!("state = \"{}\"\n", folder.path().join("c.db").display()) + &of_ecr("source", more) + &plain("destination", &back.host, "");
     let (code, told) = copy(&write("back.toml", text), &[]).await;
     assert_eq!(code, Some(0), "{told}");
     let there = Client::new(&back.host);
@@ -202,6 +207,8 @@ async fn repositories_of_ecr_are_made_listed_and_cleared() {
         .await
         .unwrap();
     assert_eq!(left.trim(), "[['v1']]");
+    let asked = asked.lock().unwrap();
+    assert!(asked.iter().any(|a| a.starts_with("PATCH /v2/mirror/")), "{asked:?}");
 }
 
 fn text_of(file: &str) -> String {
