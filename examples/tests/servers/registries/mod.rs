@@ -107,6 +107,46 @@ async fn images_arrive_with_their_digests() {
     must_be_equal(&source, &there, &["app01:v1".into()]).await;
 }
 
+/// The same set with all that hangs on it, a signature and an SBOM of the index and what no tag names, between registries with the
+/// referrers API (of ours). `DTH_IMAGES_UNIT=1048576` makes it 1 GB.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs the servers of `cargo xtask test`"]
+async fn a_set_arrives_with_all_that_hangs_on_it() {
+    let unit = std::env::var("DTH_IMAGES_UNIT").ok().map_or(10_000, |unit| unit.parse().unwrap());
+    let (from, to) = two().await;
+    let (source, there) = (Rig::with_referrers(&from).await, Rig::with_referrers(&to).await);
+    let (from, to) = (Client::new(&source.host), Client::new(&there.host));
+    let set = push_set(&from, unit).await;
+    let text = |descriptor: &serde_json::Value| descriptor["digest"].as_str().unwrap().to_owned();
+    let signature = from.push_referrer("app26", &set.index, "application/vnd.example.signature", b"signed").await;
+    let sbom = from.push_referrer("app26", &set.index, "application/spdx+json", &bytes(unit, 7)).await;
+    let untagged = from.push_image("app01", None, true, &[bytes(unit, 8)], "amd64").await;
+    let mut list = set.list.clone();
+    list.push(format!("app01@{}", text(&untagged)));
+    let images: Vec<&str> = list.iter().map(String::as_str).collect();
+    let copying = Copying::new(source.config(), there.config(), &images).selecting(|s| s.referrers = true);
+    source.asked();
+    let report = copying.succeeds().await;
+    assert_eq!(report.run.outcome(&Outcome::Copied.label()).objects, 30, "{report}");
+    let (asked, written) = (source.asked(), there.asked());
+    let count = |all: &[String], method: &str, what: &str| all.iter().filter(|a| a.starts_with(method) && a.contains(what)).count();
+    let kinds = ["manifests", "blobs", "referrers", "tags"].map(|what| format!("{what} {}", count(&asked, "", what)));
+    println!("30 entries, fresh: source {} ({kinds:?}), destination {}", asked.len(), written.len());
+    // Two of the image without a tag, three of the referrers; each manifest is asked once what refers to it, that of platforms and
+    // the referrers included, and one answer has two pages.
+    let (blobs, manifests) = (set.blobs + 2 + 3, 27 + 3 + 1 + 2);
+    assert_eq!((count(&asked, "GET", "/blobs/"), count(&asked, "GET", "/referrers/")), (blobs, manifests + 1), "{asked:#?}");
+    assert_eq!((count(&written, "PUT", "/blobs/"), count(&written, "PUT", "/manifests/")), (blobs, manifests), "{written:#?}");
+    list.extend([&signature, &sbom].map(|referrer| format!("app26@{}", text(referrer))));
+    must_be_equal(&from, &to, &list).await;
+    assert_eq!(pages(&to, "app26", &text(&set.index)).await, BTreeSet::from([text(&signature), text(&sbom)]));
+    source.asked();
+    there.asked();
+    let unchanged = copying.succeeds().await;
+    assert_eq!((unchanged.run.totals.unchanged.objects, unchanged.run.totals.queued.objects), (30, 0), "{unchanged}");
+    println!("30 entries, again: source {}, destination {}", source.asked().len(), there.asked().len());
+}
+
 /// R8, R9: what no tag names, by digest; ALL_TAGS; names with slashes; another prefix and other names at the destination.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs the servers of `cargo xtask test`"]

@@ -322,7 +322,7 @@ async fn stores_of_images_keep_their_promises() {
     let (open, token, emulator) =
         tokio::join!(DockerRegistry::start(Auth::Open), DockerRegistry::start(Auth::Token(60)), Server::ministack(&venv));
     let emulator = emulator.unwrap();
-    let (as_ecr, certificate, _) = Rig::as_ecr(emulator.endpoint.trim_start_matches("http://")).await;
+    let (as_ecr, certificate) = Rig::as_ecr(emulator.endpoint.trim_start_matches("http://")).await;
     let of_ecr = EcrConfig { create: Some(RepositorySettings::default()), ..EcrConfig::default() };
     let proxy = Proxy::Url { url: format!("http://{}", as_ecr.host), user: None, password: None, no_proxy: None };
     let config = RegistryConfig { ca_file: Some(certificate.ca_file()), proxy, ..RegistryConfig::default() };

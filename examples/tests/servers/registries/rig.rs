@@ -67,12 +67,14 @@ struct State {
     http: Http,
     referrers: bool,
     known: Mutex<BTreeMap<(String, String), Vec<Value>>>,
+    log: Mutex<Vec<String>>,
     hook: Box<Hook>,
 }
 
 /// A proxy before a registry; it stops when this is dropped.
 pub(crate) struct Rig {
     pub(crate) host: String,
+    state: Arc<State>,
     _tasks: TaskScope,
 }
 
@@ -91,30 +93,27 @@ impl Rig {
     }
 
     /// What stands before the registry of an emulated Amazon ECR, so that it is reached as that of Amazon is: by its own name
-    /// (this is a proxy that leads there and nowhere else), over TLS, and with a login. Answers what was asked, too.
-    pub(crate) async fn as_ecr(emulator: &str) -> (Self, Certificate, Arc<Mutex<Vec<String>>>) {
+    /// (this is a proxy that leads there and nowhere else), over TLS, and with a login.
+    pub(crate) async fn as_ecr(emulator: &str) -> (Self, Certificate) {
         let certificate = Certificate::of(&[ECR_HOST]);
         let tls = tokio_rustls::TlsAcceptor::from(Arc::new(certificate.of_server()));
-        let log: Arc<Mutex<Vec<String>>> = Arc::default();
-        let asked_for = Arc::clone(&log);
-        let hook = move |asked: &Asked| {
-            asked_for.lock().unwrap().push(format!("{} {}", asked.method, asked.path));
+        let hook = |asked: &Asked| {
             if asked.authorization.as_deref() == Some(ECR_LOGIN) {
                 return Act::Pass;
             }
             let challenge = format!("Basic realm=\"https://{ECR_HOST}/\",service=\"ecr.amazonaws.com\"");
             Act::Answer(401, vec![("www-authenticate", challenge)], "Not Authorized\n")
         };
-        (Self::start(emulator, false, Box::new(hook), Some(tls)).await, certificate, log)
+        (Self::start(emulator, false, Box::new(hook), Some(tls)).await, certificate)
     }
 
     async fn start(to: &str, referrers: bool, hook: Box<Hook>, tls: Option<tokio_rustls::TlsAcceptor>) -> Self {
         let http = Http::new(HttpSettings { proxy: Proxy::None, ..HttpSettings::default() }).unwrap();
-        let state = Arc::new(State { to: to.to_owned(), http, referrers, known: Mutex::default(), hook });
+        let state = Arc::new(State { to: to.to_owned(), http, referrers, known: Mutex::default(), log: Mutex::default(), hook });
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let host = listener.local_addr().unwrap().to_string();
         let mut tasks = TaskScope::new();
-        let serving = state;
+        let serving = Arc::clone(&state);
         tasks.spawn(async move {
             let mut connections = TaskScope::new();
             while let Ok((socket, _)) = listener.accept().await {
@@ -140,7 +139,12 @@ impl Rig {
                 });
             }
         });
-        Self { host, _tasks: tasks }
+        Self { host, state, _tasks: tasks }
+    }
+
+    /// Method and path of all that was asked since the last call.
+    pub(crate) fn asked(&self) -> Vec<String> {
+        std::mem::take(&mut *self.state.log.lock().unwrap())
     }
 
     pub(crate) fn config(&self) -> RegistryConfig {
@@ -165,6 +169,7 @@ impl State {
         let path = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
         let authorization = request.headers().get("authorization").map(|v| v.to_str().unwrap_or_default().to_owned());
         let asked = Asked { method: request.method().to_string(), path: path.clone(), authorization };
+        self.log.lock().unwrap().push(format!("{} {}", asked.method, asked.path));
         let act = (self.hook)(&asked);
         if let Act::Answer(status, headers, text) = act {
             let mut answer = Response::builder().status(status);

@@ -112,7 +112,7 @@ async fn repositories_of_ecr_are_made_listed_and_cleared() {
     let venv = venv();
     let (ecr, registry) = tokio::join!(Server::ministack(&venv), DockerRegistry::start(Auth::Open));
     let ecr = ecr.unwrap();
-    let (as_ecr, certificate, asked) = Rig::as_ecr(ecr.endpoint.trim_start_matches("http://")).await;
+    let (as_ecr, certificate) = Rig::as_ecr(ecr.endpoint.trim_start_matches("http://")).await;
     let (source, back) = (Client::new(&registry.host), DockerRegistry::start(Auth::Open).await);
     // One of them in pieces.
     let layers = [bytes(30_000, 1), bytes(65 << 20, 2)];
@@ -207,7 +207,7 @@ async fn repositories_of_ecr_are_made_listed_and_cleared() {
         .await
         .unwrap();
     assert_eq!(left.trim(), "[['v1']]");
-    let asked = asked.lock().unwrap();
+    let asked = as_ecr.asked();
     assert!(asked.iter().any(|a| a.starts_with("PATCH /v2/mirror/")), "{asked:?}");
 }
 
