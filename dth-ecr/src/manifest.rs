@@ -75,6 +75,8 @@ pub(crate) struct Child {
     pub(crate) digest: String,
     pub(crate) size: Option<u64>,
     pub(crate) is_manifest: bool,
+    /// That lists manifests.
+    pub(crate) is_index: bool,
 }
 
 impl Manifest {
@@ -117,11 +119,12 @@ impl Manifest {
             digest: descriptor.digest().to_string(),
             size: Some(descriptor.size()),
             is_manifest,
+            is_index: is_index(descriptor.media_type().as_ref()),
         };
         let elsewhere = |d: &&Descriptor| !(is_foreign(d.media_type()) && d.urls().as_ref().is_some_and(|urls| !urls.is_empty()));
         let mut children: Vec<Child> = parts.manifests.iter().map(|d| of(d, is_manifest(d.media_type()))).collect();
         children.extend(parts.config.iter().chain(parts.layers.iter().filter(elsewhere)).chain(&parts.blobs).map(|d| of(d, false)));
-        children.extend(parts.fs_layers.into_iter().map(|l| Child { digest: l.blob_sum, size: None, is_manifest: false }));
+        children.extend(parts.fs_layers.into_iter().map(|l| Child { digest: l.blob_sum, size: None, is_manifest: false, is_index: false }));
         let mut seen = std::collections::HashSet::new();
         children.retain(|child| seen.insert(child.digest.clone()));
         for child in &children {

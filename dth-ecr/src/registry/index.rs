@@ -67,6 +67,13 @@ struct Referrer {
     digest: String,
 }
 
+/// A manifest that others may refer to.
+struct Subject {
+    digest: String,
+    /// There are manifests under it.
+    index: bool,
+}
+
 /// The answer to which repositories there are, and when it was given; `None` where the registry does not tell.
 #[derive(Debug)]
 struct Present {
@@ -356,57 +363,76 @@ impl Registry {
 
     /// Adds what refers to these images, to those under them, and to each other.
     async fn with_referrers(&self, name: &str, here: &str, entries: Vec<Entry>, tags: &BTreeSet<String>) -> Result<Vec<Entry>> {
-        let mut known: BTreeMap<ObjectKey, Entry> = BTreeMap::new();
-        let mut subjects: Vec<(String, bool)> = Vec::new();
-        for mut entry in entries {
+        let looks = stream::iter(entries).map(|entry| async move {
             let image = self.image(&entry.key, Op::Head)?;
             match self.look(&entry.key, &image).await {
                 Ok(info) => {
-                    let digest = info.entry.etag.clone();
-                    subjects.extend(
-                        digest.iter().map(|d| (d.as_str().to_owned(), info.attributes.content_type.as_deref().is_none_or(is_index))),
-                    );
-                    entry = Entry { key: entry.key, ..info.entry };
+                    let index = info.attributes.content_type.as_deref().is_none_or(is_index);
+                    let subject = info.entry.etag.as_ref().map(|digest| Subject { digest: digest.as_str().to_owned(), index });
+                    Ok((info.entry, subject))
                 }
                 // Its own job will tell.
-                Err(error) if error.kind() == ErrorKind::NotFound || is_lasting(&error) => {}
-                Err(error) => return Err(error),
+                Err(error) if error.kind() == ErrorKind::NotFound || is_lasting(&error) => Ok((entry, None)),
+                Err(error) => Err(error),
             }
+        });
+        let looked: Vec<(Entry, Option<Subject>)> = looks.buffered(AT_ONCE).try_collect().await?;
+        let (mut known, mut subjects) = (BTreeMap::new(), Vec::new());
+        for (entry, subject) in looked {
             known.insert(entry.key.clone(), entry);
+            subjects.extend(subject);
         }
         let mut seen: HashSet<String> = HashSet::new();
-        while let Some((subject, index)) = subjects.pop() {
-            if !seen.insert(subject.clone()) {
-                continue;
-            }
-            if index {
-                let image = ImageKey::Manifest { name: here.to_owned(), digest: subject.clone() };
-                subjects.extend(self.manifests_under(&image).await?);
-            }
-            for referrer in self.referrers_of(here, &subject).await? {
-                let key = ImageKey::Manifest { name: name.to_owned(), digest: referrer.digest.clone() };
-                known.entry(key.to_key()).or_insert_with(|| Entry { etag: key.etag(), ..bare(&key) });
-                subjects.push((referrer.digest, is_index(&referrer.media_type)));
-            }
-            // The tags that stand for the API, and those of cosign.
-            let stem = subject.replace(':', "-");
-            for tag in tags.iter().filter(|tag| tag.strip_prefix(&*stem).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))) {
-                let key = ImageKey::Tag { name: name.to_owned(), tag: tag.clone() };
-                known.entry(key.to_key()).or_insert_with(|| bare(&key));
-                if *tag == stem {
-                    // What it lists comes with it; what refers to that, in turn, is to be found.
-                    let there = key.clone().renamed(here.to_owned());
-                    subjects.extend(self.manifests_under(&there).await?);
+        while !subjects.is_empty() {
+            subjects.retain(|subject| seen.insert(subject.digest.clone()));
+            let around = stream::iter(subjects).map(|subject| self.around(name, here, subject, tags)).buffered(AT_ONCE);
+            let found: Vec<(Vec<Entry>, Vec<Subject>)> = around.try_collect().await?;
+            subjects = Vec::new();
+            for (entries, more) in found {
+                for entry in entries {
+                    known.entry(entry.key.clone()).or_insert(entry);
                 }
+                subjects.extend(more);
             }
         }
         Ok(known.into_values().collect())
     }
 
+    /// What refers to a manifest, and the manifests to which more may refer: those under it, and those.
+    async fn around(&self, name: &str, here: &str, subject: Subject, tags: &BTreeSet<String>) -> Result<(Vec<Entry>, Vec<Subject>)> {
+        let (mut entries, mut subjects) = (Vec::new(), Vec::new());
+        if subject.index {
+            let image = ImageKey::Manifest { name: here.to_owned(), digest: subject.digest.clone() };
+            subjects.extend(self.manifests_under(&image).await?);
+        }
+        for referrer in self.referrers_of(here, &subject.digest).await? {
+            let key = ImageKey::Manifest { name: name.to_owned(), digest: referrer.digest.clone() };
+            entries.push(Entry { etag: key.etag(), ..bare(&key) });
+            subjects.push(Subject { digest: referrer.digest, index: is_index(&referrer.media_type) });
+        }
+        // The tags that stand for the API, and those of cosign.
+        let stem = subject.digest.replace(':', "-");
+        for tag in tags.range(stem.clone()..).take_while(|tag| tag.starts_with(&stem)) {
+            if *tag != stem && !tag[stem.len()..].starts_with('.') {
+                continue;
+            }
+            let key = ImageKey::Tag { name: name.to_owned(), tag: tag.clone() };
+            entries.push(bare(&key));
+            if *tag == stem {
+                // What it lists comes with it; what refers to that, in turn, is to be found.
+                subjects.extend(self.manifests_under(&key.renamed(here.to_owned())).await?);
+            }
+        }
+        Ok((entries, subjects))
+    }
+
     /// The manifests that an index lists, whatever platforms are selected; none where it cannot be read, which its own job tells.
-    async fn manifests_under(&self, image: &ImageKey) -> Result<Vec<(String, bool)>> {
+    async fn manifests_under(&self, image: &ImageKey) -> Result<Vec<Subject>> {
         match self.fetch(image, Op::List).await.and_then(|manifest| manifest.children()) {
-            Ok(children) => Ok(children.into_iter().filter(|c| c.is_manifest).map(|c| (c.digest, false)).collect()),
+            Ok(children) => {
+                let manifests = children.into_iter().filter(|child| child.is_manifest);
+                Ok(manifests.map(|child| Subject { index: child.is_index, digest: child.digest }).collect())
+            }
             Err(error) if error.kind() == ErrorKind::NotFound || is_lasting(&error) => Ok(Vec::new()),
             Err(error) => Err(error),
         }

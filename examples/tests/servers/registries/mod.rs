@@ -220,7 +220,10 @@ async fn referrers_follow_their_images() {
     let one = source.push_image("app", None, false, &[bytes(4_000, 1)], "amd64").await;
     let two = source.push_image("app", None, false, &[bytes(4_000, 2)], "arm64").await;
     let index = serde_json::json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [one, two] });
-    let index = source.push_manifest("app", Some("v1"), OCI_INDEX, &index).await;
+    let index = source.push_manifest("app", None, OCI_INDEX, &index).await;
+    // An index of indexes.
+    let outer = serde_json::json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [index] });
+    source.push_manifest("app", Some("v1"), OCI_INDEX, &outer).await;
     let signature = source.push_referrer("app", &index, "application/vnd.example.signature", b"signed").await;
     let sbom = source.push_referrer("app", &index, "application/spdx+json", b"{\"spdx\":1}").await;
     let of_one = source.push_referrer("app", &one, "application/spdx+json", b"{\"of\":\"one\"}").await;
