@@ -71,11 +71,16 @@ const KEPT: Duration = Duration::from_secs(300);
 /// What is good for longer is asked for again all the same.
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// Where a login cannot be renewed before its end, it is tried again after this time.
+const AGAIN: Duration = Duration::from_secs(30);
+
 #[derive(Debug, Clone)]
 struct Known {
     /// `None` to ask anonymously.
     login: Option<Login>,
-    until: Instant,
+    /// From then on another one is asked for.
+    renew: Instant,
+    ends: Instant,
 }
 
 /// A login that is renewed before it ends.
@@ -93,27 +98,40 @@ impl Logins {
     }
 
     pub(crate) async fn current(&self) -> Result<Option<Login>> {
-        if let Some(known) = self.fresh() {
+        let now = Instant::now;
+        let fresh = || self.lock().clone().filter(|known| known.renew > now());
+        if let Some(known) = fresh() {
             return Ok(known.login);
         }
         let _asking = self.asking.lock().await;
-        if let Some(known) = self.fresh() {
+        if let Some(known) = fresh() {
             return Ok(known.login);
         }
-        let (login, good_for) = self.source.login().await?;
-        // Renewed while it is still good, so that nothing under way is refused.
-        let until = Instant::now() + good_for.map_or(KEPT, |time| time.min(LONGEST).mul_f64(0.9));
-        *self.lock() = Some(Known { login: login.clone(), until });
-        Ok(login)
+        match self.source.login().await {
+            Ok((login, good_for)) => {
+                // Of no known end, it is good until it is refused.
+                let time = good_for.unwrap_or(LONGEST).min(LONGEST);
+                // Renewed while it is still good, so that nothing under way is refused.
+                let renew = good_for.map_or(KEPT, |_| time.mul_f64(0.9));
+                *self.lock() = Some(Known { login: login.clone(), renew: now() + renew, ends: now() + time });
+                Ok(login)
+            }
+            Err(error) => {
+                let mut known = self.lock();
+                let Some(old) = known.as_mut().filter(|known| known.ends > now()) else { return Err(error) };
+                tracing::warn!(error = %error.chain(), "a login could not be renewed; it is still good");
+                old.renew = now() + AGAIN;
+                Ok(old.login.clone())
+            }
+        }
     }
 
-    /// What was refused is asked for anew.
-    pub(crate) fn refused(&self) {
-        *self.lock() = None;
-    }
-
-    fn fresh(&self) -> Option<Known> {
-        self.lock().clone().filter(|known| known.until > Instant::now())
+    /// What was refused is asked for anew, unless somebody has done so already.
+    pub(crate) fn refused(&self, was: impl FnOnce(&Login) -> bool) {
+        let mut known = self.lock();
+        if known.as_ref().and_then(|known| known.login.as_ref()).is_some_and(was) {
+            *known = None;
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Known>> {
@@ -148,5 +166,56 @@ impl LoginSource for Configured {
             CredentialsConfig::DockerConfig { path } => docker_config::login(path.as_deref(), &self.registry).await?,
         };
         Ok((login, None))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
+    /// A cloud whose logins are good for an hour; the second time it cannot be reached.
+    #[derive(Debug, Default)]
+    struct Cloud(AtomicU32);
+
+    #[async_trait]
+    impl LoginSource for Cloud {
+        async fn login(&self) -> Result<(Option<Login>, Option<Duration>)> {
+            tokio::task::yield_now().await;
+            match self.0.fetch_add(1, SeqCst) {
+                1 => Err(Error::new(ErrorKind::Unavailable, Op::Connect, "cloud")),
+                n => Ok((Some(Login::Identity(Secret::new(format!("{n}")))), Some(Duration::from_secs(3600)))),
+            }
+        }
+    }
+
+    fn number(login: Option<Login>) -> String {
+        match login {
+            Some(Login::Identity(secret)) => secret.expose().to_owned(),
+            other => format!("{other:?}"),
+        }
+    }
+
+    /// R4: renewed before its end by one of many who ask; used to its end while that fails; one that was refused is gone, another is not.
+    #[tokio::test(start_paused = true)]
+    async fn logins_are_renewed_before_their_end() {
+        let cloud = Arc::new(Cloud::default());
+        let logins = Logins::new(Arc::clone(&cloud) as _);
+        let many = || futures_util::future::join_all((0..10).map(|_| async { number(logins.current().await.unwrap()) }));
+        let wait = |minutes: u64| tokio::time::sleep(Duration::from_secs(60 * minutes));
+        assert_eq!((many().await, cloud.0.load(SeqCst)), (vec!["0".to_owned(); 10], 1));
+        wait(55).await;
+        assert_eq!((many().await, cloud.0.load(SeqCst)), (vec!["0".to_owned(); 10], 2), "it is still good");
+        wait(1).await;
+        assert_eq!((many().await, cloud.0.load(SeqCst)), (vec!["2".to_owned(); 10], 3));
+        let is = |number: &'static str| move |login: &Login| *login == Login::Identity(Secret::new(number));
+        logins.refused(is("0"));
+        assert_eq!((many().await, cloud.0.load(SeqCst)), (vec!["2".to_owned(); 10], 3), "the older one was refused");
+        logins.refused(is("2"));
+        assert_eq!((many().await, cloud.0.load(SeqCst)), (vec!["3".to_owned(); 10], 4));
+        // Beyond its end, what fails is told.
+        cloud.0.store(1, SeqCst);
+        wait(61).await;
+        assert!(logins.current().await.is_err());
     }
 }

@@ -31,6 +31,9 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 /// What names a manifest of the index.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
+/// Files that are being written begin so.
+const PARTIAL: &str = ".dth-";
+
 /// Bytes of a body on its way to the disk.
 const STREAM_WINDOW: u64 = 2 << 20;
 
@@ -90,15 +93,19 @@ impl OciLayout {
                 }
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let io = |e: std::io::Error| invalid(e.to_string());
-                std::fs::create_dir_all(root.join("blobs/sha256")).map_err(io)?;
-                if std::fs::read_dir(&root).map_err(io)?.count() > 1 {
+                if has_files(&root).map_err(|e| invalid(e.to_string()))? {
                     return Err(invalid("the directory is not empty, and no OCI layout".into()));
                 }
-                std::fs::write(root.join("index.json"), empty_index().to_string()).map_err(io)?;
-                std::fs::write(&marker, r#"{"imageLayoutVersion":"1.0.0"}"#).map_err(io)?;
+                let made = std::fs::create_dir_all(&root).and_then(|()| write_whole(&root, "oci-layout", r#"{"imageLayoutVersion":"1.0.0"}"#));
+                made.map_err(|e| invalid(e.to_string()))?;
             }
             Err(error) => return Err(invalid(error.to_string())),
+        }
+        // New, or whoever began it was interrupted. Where there are blobs, an index was lost, and that is not made good by an empty one.
+        let io = |e: std::io::Error| invalid(e.to_string());
+        if !root.join("index.json").try_exists().map_err(io)? && !has_files(&root.join("blobs/sha256")).map_err(io)? {
+            std::fs::create_dir_all(root.join("blobs/sha256")).map_err(io)?;
+            write_whole(&root, "index.json", &empty_index().to_string()).map_err(io)?;
         }
         Ok(Self {
             inner: Arc::new(Inner {
@@ -241,7 +248,7 @@ impl OciLayout {
         let folder = path.parent().map(Path::to_owned).unwrap_or_default();
         let io = |e: std::io::Error| self.failed(Op::Put, digest, e);
         tokio::fs::create_dir_all(&folder).await.map_err(io)?;
-        let temporary = tempfile::Builder::new().prefix(".dth-").tempfile_in(&folder).map_err(io)?;
+        let temporary = tempfile::Builder::new().prefix(PARTIAL).tempfile_in(&folder).map_err(io)?;
         let mut file = tokio::fs::File::from_std(temporary.reopen().map_err(io)?);
         let mut digester = digest.starts_with("sha256:").then(|| Digester::new(Algorithm::Sha256));
         let len = body.len();
@@ -282,17 +289,36 @@ impl OciLayout {
         let written = tokio::task::spawn_blocking(move || {
             // Until it is done, whoever has given up on it.
             let _alone = alone;
-            let mut temporary = tempfile::Builder::new().prefix(".dth-").tempfile_in(&root)?;
-            std::io::Write::write_all(&mut temporary, text.as_bytes())?;
-            temporary.as_file().sync_all()?;
-            temporary.persist(root.join("index.json")).map_err(|e| e.error)?;
-            std::fs::File::open(&root)?.sync_all()
+            write_whole(&root, "index.json", &text)
         });
         match written.await {
             Ok(written) => written.map_err(|e| self.failed(op, "index.json", e)),
             Err(error) => Err(Error::new(ErrorKind::Internal, op, self.target("index.json")).with_source(error)),
         }
     }
+}
+
+/// Writes a file: whole and lasting, or not at all.
+fn write_whole(root: &Path, name: &str, text: &str) -> std::io::Result<()> {
+    let mut temporary = tempfile::Builder::new().prefix(PARTIAL).tempfile_in(root)?;
+    std::io::Write::write_all(&mut temporary, text.as_bytes())?;
+    temporary.as_file().sync_all()?;
+    temporary.persist(root.join(name)).map_err(|e| e.error)?;
+    std::fs::File::open(root)?.sync_all()
+}
+
+/// Whether there is anything in a directory but files that we were interrupted in writing.
+fn has_files(folder: &Path) -> std::io::Result<bool> {
+    let all = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        all => all?,
+    };
+    for file in all {
+        if !file?.file_name().to_string_lossy().starts_with(PARTIAL) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -477,5 +503,36 @@ impl Sink for OciLayout {
     async fn delete(&self, key: &ObjectKey, _: &Condition) -> Result<()> {
         let image = images::image_of(key, Op::Delete)?;
         self.change(Op::Delete, |manifests| manifests.retain(|other| self.key_of(other).is_none_or(|other| other != image))).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever a crash leaves of a new layout is one again; what is somebody else's is left alone.
+    #[tokio::test]
+    async fn what_was_begun_is_opened_and_what_is_not_ours_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = |name: &str| OciLayout::open(folder.path().join(name), "image");
+        let whole = async |name: &str| open(name).unwrap().listed(Op::List).await.unwrap().is_empty();
+        assert!(whole("new").await && whole("new").await);
+        for (name, files) in [("marker", &["oci-layout"][..]), ("partial", &[".dth-x"]), ("both", &["oci-layout", ".dth-x"])] {
+            let root = folder.path().join(name);
+            std::fs::create_dir(&root).unwrap();
+            for file in files {
+                std::fs::write(root.join(file), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+            }
+            assert!(whole(name).await, "{name}");
+        }
+        for (name, file) in [("other", "index.json"), ("else", "readme")] {
+            std::fs::create_dir(folder.path().join(name)).unwrap();
+            std::fs::write(folder.path().join(name).join(file), "{}").unwrap();
+            assert!(open(name).unwrap_err().chain().contains("not empty"), "{name}");
+        }
+        // Blobs without an index are not an empty layout.
+        std::fs::write(folder.path().join("new/blobs/sha256/00"), "x").unwrap();
+        std::fs::remove_file(folder.path().join("new/index.json")).unwrap();
+        assert_eq!(open("new").unwrap().listed(Op::List).await.unwrap_err().kind(), ErrorKind::NotFound);
     }
 }

@@ -168,7 +168,7 @@ impl Auth {
                 if used.is_none() {
                     return Ok(self.logins.current().await?.is_some());
                 }
-                self.logins.refused();
+                self.logins.refused(|login| basic_of(login).as_ref() == used);
                 let again = self.header(scopes).await?;
                 Ok(again.is_some() && again.as_ref() != used)
             }
@@ -326,7 +326,7 @@ impl Auth {
         };
         if !status.is_success() {
             if status == StatusCode::UNAUTHORIZED {
-                self.logins.refused();
+                self.logins.refused(|current| Some(current) == login.as_ref());
             }
             // The address, without what was asked: an identity is in it nowhere. Of what it did not find, nothing follows for images.
             let host = format!("the token service {}", realm.host().unwrap_or_default());
@@ -378,6 +378,14 @@ impl Auth {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// How a login is sent to a registry itself, if it can be.
+fn basic_of(login: &Login) -> Option<HeaderValue> {
+    match login {
+        Login::Basic { username, password } => basic(username, password).ok(),
+        Login::Identity(_) => None,
+    }
 }
 
 fn basic(username: &str, password: &Secret) -> Result<HeaderValue> {
