@@ -165,11 +165,7 @@ impl ControlPlane for Ecr {
         let call = self.client.describe_images().repository_name(repository).set_registry_id(self.config.account.clone());
         let mut pages = call.into_paginator().send();
         while let Some(page) = pages.next().await {
-            let page = match page {
-                Ok(page) => page,
-                Err(error) if error.code() == Some("RepositoryNotFoundException") => return Ok(images),
-                Err(error) => return Err(classify(Op::List, &format!("ECR images of {repository}"), error)),
-            };
+            let page = page.map_err(|e| classify(Op::List, &format!("ECR images of {repository}"), e))?;
             let listed =
                 |i: aws_sdk_ecr::types::ImageDetail| Some(ListedImage { digest: i.image_digest?, tags: i.image_tags.unwrap_or_default() });
             images.extend(page.image_details.unwrap_or_default().into_iter().filter_map(listed));

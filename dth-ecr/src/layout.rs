@@ -74,48 +74,52 @@ struct Listed {
 }
 
 impl OciLayout {
-    /// Opens a layout; makes one where the directory is empty or not there. `repository` names what has no name of its own in it.
+    /// A layout that is there. `repository` names what has no name of its own in it.
     ///
-    /// `Invalid` when the directory holds something else, or the name is not one of a repository.
+    /// `Invalid` when the directory is none, or the name is not one of a repository.
     pub fn open(root: impl AsRef<Path>, repository: &str) -> Result<Self> {
-        let root = root.as_ref().to_owned();
+        let root = root.as_ref();
         let invalid = |why: String| Error::new(ErrorKind::Invalid, Op::Configure, root.display().to_string()).with_source(why);
+        let text = std::fs::read(root.join("oci-layout")).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => invalid("no OCI layout: it has no file `oci-layout`".into()),
+            _ => invalid(e.to_string()),
+        })?;
+        let version = serde_json::from_slice::<Value>(&text).ok().and_then(|v| v.get("imageLayoutVersion")?.as_str().map(str::to_owned));
+        if version.as_deref() != Some("1.0.0") {
+            return Err(invalid(format!("`oci-layout` names the version {version:?}, and 1.0.0 is known here")));
+        }
         if !is_name(repository) {
             return Err(invalid(format!("`{repository}` is no name of a repository")));
         }
-        let marker = root.join("oci-layout");
-        match std::fs::read(&marker) {
-            Ok(text) => {
-                let version =
-                    serde_json::from_slice::<Value>(&text).ok().and_then(|v| v.get("imageLayoutVersion")?.as_str().map(str::to_owned));
-                if version.as_deref() != Some("1.0.0") {
-                    return Err(invalid(format!("`oci-layout` names the version {version:?}, and 1.0.0 is known here")));
-                }
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                if has_files(&root).map_err(|e| invalid(e.to_string()))? {
-                    return Err(invalid("the directory is not empty, and no OCI layout".into()));
-                }
-                let made = std::fs::create_dir_all(&root).and_then(|()| write_whole(&root, "oci-layout", r#"{"imageLayoutVersion":"1.0.0"}"#));
-                made.map_err(|e| invalid(e.to_string()))?;
-            }
-            Err(error) => return Err(invalid(error.to_string())),
-        }
-        // New, or whoever began it was interrupted. Where there are blobs, an index was lost, and that is not made good by an empty one.
-        let io = |e: std::io::Error| invalid(e.to_string());
-        if !root.join("index.json").try_exists().map_err(io)? && !has_files(&root.join("blobs/sha256")).map_err(io)? {
-            std::fs::create_dir_all(root.join("blobs/sha256")).map_err(io)?;
-            write_whole(&root, "index.json", &empty_index().to_string()).map_err(io)?;
-        }
         Ok(Self {
             inner: Arc::new(Inner {
-                root,
+                root: root.to_owned(),
                 repository: repository.to_owned(),
                 writing: Arc::default(),
                 children: Mutex::default(),
                 names: Mutex::default(),
             }),
         })
+    }
+
+    /// As [`open`](Self::open); makes one where the directory is empty or not there. `Invalid` when it holds something else.
+    pub fn create(root: impl AsRef<Path>, repository: &str) -> Result<Self> {
+        let root = root.as_ref();
+        let invalid = |why: String| Error::new(ErrorKind::Invalid, Op::Configure, root.display().to_string()).with_source(why);
+        let io = |e: std::io::Error| invalid(e.to_string());
+        if !root.join("oci-layout").try_exists().map_err(io)? {
+            if has_files(root).map_err(io)? {
+                return Err(invalid("the directory is not empty, and no OCI layout".into()));
+            }
+            std::fs::create_dir_all(root).map_err(io)?;
+            write_whole(root, "oci-layout", r#"{"imageLayoutVersion":"1.0.0"}"#).map_err(io)?;
+        }
+        // New, or whoever began it was interrupted. Where there are blobs, an index was lost, and that is not made good by an empty one.
+        if !root.join("index.json").try_exists().map_err(io)? && !has_files(&root.join("blobs/sha256")).map_err(io)? {
+            std::fs::create_dir_all(root.join("blobs/sha256")).map_err(io)?;
+            write_whole(root, "index.json", &empty_index().to_string()).map_err(io)?;
+        }
+        Self::open(root, repository)
     }
 
     fn target(&self, what: impl fmt::Display) -> String {
@@ -514,8 +518,10 @@ mod tests {
     #[tokio::test]
     async fn what_was_begun_is_opened_and_what_is_not_ours_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let open = |name: &str| OciLayout::open(folder.path().join(name), "image");
+        let open = |name: &str| OciLayout::create(folder.path().join(name), "image");
         let whole = async |name: &str| open(name).unwrap().listed(Op::List).await.unwrap().is_empty();
+        // A source that is not there is not an empty one.
+        assert!(OciLayout::open(folder.path().join("new"), "image").unwrap_err().chain().contains("no OCI layout"));
         assert!(whole("new").await && whole("new").await);
         for (name, files) in [("marker", &["oci-layout"][..]), ("partial", &[".dth-x"]), ("both", &["oci-layout", ".dth-x"])] {
             let root = folder.path().join(name);

@@ -137,7 +137,12 @@ impl Selected {
 
     /// Whether tags of this repository are taken that nobody names.
     pub(crate) fn takes_tags_of(&self, name: &str) -> bool {
-        self.takes_repository(name) || self.named.get(name).is_some_and(|n| n.all || n.filtered)
+        self.takes_repository(name) || self.names(name)
+    }
+
+    /// Whether a repository is named of which there must be tags, therefore.
+    pub(crate) fn names(&self, name: &str) -> bool {
+        self.named.get(name).is_some_and(|n| n.all || n.filtered)
     }
 
     /// Whether a repository takes part that nobody names.

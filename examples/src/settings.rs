@@ -448,7 +448,8 @@ impl Side<'_> {
             return Ok(Opened::Directory(Arc::new(LocalDirectory::open(directory)?)));
         }
         if let Some(layout) = self.layout {
-            return Ok(Opened::Layout(Arc::new(OciLayout::open(layout, "image")?)));
+            let open = if side == "source" { OciLayout::open } else { OciLayout::create };
+            return Ok(Opened::Layout(Arc::new(open(layout, "image")?)));
         }
         let builder = match (self.ecr, self.registry) {
             (Some(ecr), config) => aws::ecr(ecr, config.cloned().unwrap_or_default()).await?,

@@ -18,7 +18,7 @@ use http::{Method, header};
 use serde::Deserialize;
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
-    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
     time::Duration,
 };
 use tokio::time::Instant;
@@ -86,10 +86,18 @@ struct Present {
 pub(super) struct Repositories {
     /// All of them, by the listing under way.
     listed: Mutex<Option<Arc<Vec<String>>>>,
+    /// Those that could not be listed, by the names that the engine has for them.
+    unlisted: Mutex<HashSet<String>>,
     /// Those that were made, or found, by this process.
     pub(super) ensured: tokio::sync::Mutex<HashSet<String>>,
     /// Those that are there, where that is known.
     present: tokio::sync::Mutex<Option<Present>>,
+}
+
+impl Repositories {
+    fn unlisted(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.unlisted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[async_trait]
@@ -107,7 +115,9 @@ impl Index for Registry {
     }
 
     fn covers(&self, key: &ObjectKey) -> bool {
-        ImageKey::parse(key).is_some_and(|image| self.inner.selected.covers(&image))
+        // Of a repository that could not be listed, nobody knows what it does not have.
+        let told = |image: &ImageKey| !self.inner.repositories.unlisted().contains(image.name());
+        ImageKey::parse(key).is_some_and(|image| self.inner.selected.covers(&image) && told(&image))
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage> {
@@ -155,7 +165,7 @@ impl Index for Registry {
 
     async fn find(&self, keys: &[ObjectKey]) -> Result<Vec<Option<Entry>>> {
         // What a listing of ours named is there.
-        let source = self.inner.repositories.listed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).is_some();
+        let source = self.inner.repositories.listed.lock().unwrap_or_else(PoisonError::into_inner).is_some();
         let look = |key: ObjectKey| async move {
             let Some(image) = ImageKey::parse(&key).filter(|_| self.carries_key(&key)) else { return Ok(None) };
             let image = image.clone().renamed(self.inner.config.rename(image.name()));
@@ -231,7 +241,7 @@ impl Registry {
 
     /// The repositories that may hold what is selected, in the order of their keys.
     async fn names(&self, anew: bool) -> Result<Arc<Vec<String>>> {
-        let known = || self.inner.repositories.listed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let known = || self.inner.repositories.listed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(names) = known().clone().filter(|_| !anew) {
             return Ok(names);
         }
@@ -264,17 +274,14 @@ impl Registry {
         Ok((all, whole))
     }
 
-    /// All tags of a repository of the registry; none where it does not exist. What is no tag is left out.
+    /// All tags of a repository of the registry. What is no tag is left out. `NotFound` where the repository does not exist.
     pub(super) async fn tags_of(&self, name: &str) -> Result<BTreeSet<String>> {
         let mut tags = BTreeSet::new();
         let path = format!("/v2/{name}/tags/list?n={PAGE}");
         let list =
             Listed { path, scope: Scope::Pull(name.to_owned()), accept: None, called: format!("{name}: its tags"), most_pages: MAX_PAGES };
-        let listed = self.pages(list, |page: TagList| tags.extend(page.tags.unwrap_or_default().into_iter().filter(|tag| is_tag(tag))));
-        match listed.await {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-            _ => Ok(tags),
-        }
+        self.pages(list, |page: TagList| tags.extend(page.tags.unwrap_or_default().into_iter().filter(|tag| is_tag(tag)))).await?;
+        Ok(tags)
     }
 
     /// Follows a list from page to page (<https://www.rfc-editor.org/rfc/rfc5988>); whether that was all of it. `Invalid` for one
@@ -309,9 +316,13 @@ impl Registry {
             // One that may not be listed takes nothing else along (R6): its job fails, and tells why.
             Err(error) if is_lasting(&error) => {
                 tracing::warn!(repository = name, error = %error.chain(), "cannot be listed");
+                self.inner.repositories.unlisted().insert(name.clone());
                 Ok(vec![bare(&ImageKey::Unlisted { name })])
             }
-            listed => listed,
+            listed => {
+                self.inner.repositories.unlisted().remove(&name);
+                listed
+            }
         }
     }
 
@@ -334,7 +345,7 @@ impl Registry {
         if let Some(control) = self.inner.control.as_ref().filter(|_| lists) {
             // It tells digests, and with platforms they are not what is compared.
             let known = |digest: &str| selected.platforms.is_empty().then(|| digest.to_owned());
-            let images = control.images(&here).await?;
+            let images = self.of_repository(name, control.images(&here).await)?;
             let digests: BTreeMap<&String, &String> = images.iter().flat_map(|i| i.tags.iter().map(|tag| (tag, &i.digest))).collect();
             all = digests.keys().map(|tag| (*tag).clone()).collect();
             for taken in selected.tags(name, all.clone()) {
@@ -346,7 +357,7 @@ impl Registry {
             }
         } else {
             if lists || (selected.referrers && named.is_some()) {
-                all = self.tags_of(&here).await?;
+                all = self.of_repository(name, self.tags_of(&here).await)?;
             }
             for taken in selected.tags(name, if lists { all.clone() } else { BTreeSet::new() }) {
                 add(tag(taken), None);
@@ -359,6 +370,19 @@ impl Registry {
         entries.sort_by(|a, b| a.key.cmp(&b.key));
         entries.dedup_by(|a, b| a.key == b.key);
         Ok(entries)
+    }
+
+    /// What was listed of a repository. One that went has nothing; one that somebody names, and is not there, is a mistake.
+    fn of_repository<T: Default>(&self, name: &str, listed: Result<T>) -> Result<T> {
+        match listed {
+            Err(error) if error.kind() == ErrorKind::NotFound && self.inner.selected.names(name) => {
+                let target = format!("{}/{name}", self.inner.config.registry);
+                let why = "the repository is named in the selection, and not there, or has no tag";
+                Err(Error::new(ErrorKind::Invalid, Op::List, target).with_source(why))
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(T::default()),
+            listed => listed,
+        }
     }
 
     /// Adds what refers to these images, to those under them, and to each other.

@@ -37,7 +37,7 @@ pub trait ControlPlane: fmt::Debug + Send + Sync + 'static {
     /// All repositories, in any order.
     async fn repositories(&self) -> Result<Vec<String>>;
 
-    /// All images of a repository, those without a tag included.
+    /// All images of a repository, those without a tag included. `NotFound` where there is no such repository.
     async fn images(&self, repository: &str) -> Result<Vec<ListedImage>>;
 
     /// Makes a repository where it does not exist.

@@ -392,7 +392,11 @@ impl Registry {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
         };
-        let others = self.tags_of(image.name()).await?.into_iter().filter(|tag| tag != image.reference());
+        let tags = match self.tags_of(image.name()).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            tags => tags?,
+        };
+        let others = tags.into_iter().filter(|tag| tag != image.reference());
         for tag in others {
             let other = ImageKey::Tag { name: image.name().to_owned(), tag: tag.clone() };
             let same = match self.look(&other.to_key(), &other).await {

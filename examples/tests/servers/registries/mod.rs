@@ -182,6 +182,14 @@ async fn selections_bring_what_they_name() {
     all.succeeds().await;
     assert_eq!(there.tags("mirror/other").await, source.tags("other").await);
     assert_eq!(there.tags("mirror/unselected").await, tags(&["kept"]));
+    // A name that is none there is a mistake, and no reason to delete all that it had.
+    let mut mistaken =
+        Copying::new(from.config(), to.config(), &["mirror/other:ALL_TAGS"]).selecting(|s| s.repositories = vec!["gone".into()]);
+    mistaken.settings.finder.delete_extra = true;
+    assert!(!mistaken.run().await.is_success());
+    let failures = mistaken.failures().await;
+    assert!(failures.len() == 2 && failures.iter().all(|f| f.contains("named in the selection")), "{failures:?}");
+    assert_eq!(there.tags("mirror/other").await, source.tags("other").await);
     let whole = Copying::new(from.config(), to.config(), &[]);
     whole.succeeds().await;
     for name in ["lib/app", "other"] {
@@ -468,9 +476,16 @@ async fn a_repository_that_cannot_be_listed_fails_alone() {
         if denied { rig::Act::Answer(403, vec![], r#"{"errors":[{"code":"DENIED","message":"not yours"}]}"#) } else { rig::Act::Pass }
     });
     let rig = rig.await;
-    let copying = Copying::new(rig.config(), to.config(), &[]);
+    // What it does not have nobody knows, therefore; of the others it is.
+    let there = Client::new(&to.host);
+    for name in ["denied", "z"] {
+        there.push_image(name, Some("extra"), false, &[bytes(100, 2)], "amd64").await;
+    }
+    let mut copying = Copying::new(rig.config(), to.config(), &[]);
+    copying.settings.finder.delete_extra = true;
     let report = copying.run().await;
     assert_eq!((report.failed.objects, report.run.outcomes_like("copied").objects), (1, 2), "{report}");
+    assert_eq!((there.tags("denied").await, there.tags("z").await), (["extra".to_owned()].into(), ["v1".to_owned()].into()));
     assert!(copying.failures().await[0].contains("not yours"), "{:?}", copying.failures().await);
     let call = Client::new(&to.host).call("GET", "/v2/a/tags/list", &[], Bytes::new()).await;
     assert_eq!(call.status, 200);

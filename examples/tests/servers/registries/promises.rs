@@ -333,7 +333,7 @@ async fn stores_of_images_keep_their_promises() {
         let store = Arc::new(store);
         Bench { source: Arc::clone(&store) as _, sink: store, checks_children, deletes, ranges: checks_children }
     };
-    let layout = Arc::new(OciLayout::open(folder.path().join("layout"), "image").unwrap());
+    let layout = Arc::new(OciLayout::create(folder.path().join("layout"), "image").unwrap());
     let layout = Bench { source: Arc::clone(&layout) as _, sink: layout, checks_children: true, deletes: Deletes::Tags, ranges: true };
     let benches = [
         ("registry", bench(registry(open.config()), true, Deletes::Digests)),
