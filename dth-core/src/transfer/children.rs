@@ -31,7 +31,7 @@ const DEEPEST: usize = 8;
 
 /// What was brought.
 #[derive(Debug, Default)]
-struct Brought {
+pub(super) struct Brought {
     bytes: u64,
     /// Of those that nothing shows to have been read right.
     unproven: Option<Verified>,
@@ -87,16 +87,18 @@ impl Transfer {
         for name in &brought.not_carried {
             journal.not_carried(name);
         }
+        // The next try finds them there.
+        journal.brought.add(brought);
         let pinned = entry.etag.as_ref().filter(|_| !wrong(Bug::ChildrenOfAnother));
         let mut attempt = self.alone(&job, key, held, journal, pinned).await?;
         if wrong(Bug::ChildrenLast) {
             self.children_first(&family, line).await?;
         }
         if let Attempt::Ended(ended) = &mut attempt {
-            ended.bytes += brought.bytes;
-            if brought.unproven.is_some() && ended.outcome == Outcome::Copied {
+            ended.bytes += journal.brought.bytes;
+            if journal.brought.unproven.is_some() && ended.outcome == Outcome::Copied {
                 ended.outcome = Outcome::CopiedTransportOnly;
-                ended.record.verified = brought.unproven;
+                ended.record.verified = journal.brought.unproven;
             }
         }
         Ok(attempt)

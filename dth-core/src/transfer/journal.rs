@@ -1,6 +1,6 @@
 //! What one job writes down while it runs: the record of its key, each write fenced and by version.
 
-use super::Giants;
+use super::{Giants, children::Brought};
 use crate::{
     env::SharedEnv,
     error::{Error, ErrorKind, Op, Result},
@@ -72,6 +72,8 @@ pub struct Journal<'a> {
     attempts: u32,
     pub(super) parity: Parity,
     not_carried: Vec<String>,
+    /// For the entry, by all tries at it.
+    pub(super) brought: Brought,
     /// Which objects may be handed out in parts.
     giants: Option<Giants>,
     /// The job itself.
@@ -87,7 +89,18 @@ impl<'a> Journal<'a> {
         for wrong in record.upload.iter().filter_map(|u| u.shared.as_ref()).flat_map(|s| &s.wrong) {
             parity.failed(Some(wrong.clone()));
         }
-        Self { store: Some(tenure), record, run, attempts, parity, not_carried: Vec::new(), giants: None, waiting: None, sequencer: None }
+        Self {
+            store: Some(tenure),
+            record,
+            run,
+            attempts,
+            parity,
+            not_carried: Vec::new(),
+            brought: Brought::default(),
+            giants: None,
+            waiting: None,
+            sequencer: None,
+        }
     }
 
     /// Lets these objects be handed out in parts; the job, which counts there, ends with the object then.
@@ -137,6 +150,7 @@ impl<'a> Journal<'a> {
             attempts: 1,
             parity: Parity::default(),
             not_carried: Vec::new(),
+            brought: Brought::default(),
             giants: None,
             waiting: None,
             sequencer: None,
