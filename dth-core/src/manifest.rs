@@ -7,13 +7,15 @@ use crate::{
     checksum::Checksum,
     error::{Error, ErrorKind, Op, Result},
     key_map::KeyMap,
-    object::{ETag, Entry, ObjectKey},
+    object::{ETag, Entry, ObjectInfo, ObjectKey},
     sink::Sink,
     source::Source,
     state::{RecordQuery, RunId, Shard, SourceVersion, StateStore, Status, Verified},
 };
+use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::HashMap,
     io::{BufRead, BufReader, BufWriter, Write},
     path::PathBuf,
 };
@@ -148,22 +150,22 @@ pub async fn export(state: &dyn StateStore, keys: &KeyMap, out: &mut (dyn Write 
 pub struct Verification {
     /// Lines checked.
     pub checked: u64,
-    /// Both sides are as recorded.
+    /// Both sides are as recorded, and what the entry needs is there.
     pub good: u64,
-    /// The source is another version by now, or gone; the destination is as recorded.
+    /// The source is another version by now, or gone; the destination is as recorded. What such an entry needs was not looked for.
     pub source_moved_on: u64,
-    /// Destination keys that are not as recorded.
+    /// Children of the entries that were looked for, each once.
+    pub children: u64,
+    /// Destination keys that are not as recorded, or lack something.
     pub wrong: Vec<ObjectKey>,
+    /// Children that are there, and those that are not.
+    #[serde(skip)]
+    looked: HashMap<ObjectKey, bool>,
 }
 
-/// Compares one line with both sides by a header request each.
-pub async fn verify(line: &Line, source: &dyn Source, sink: &dyn Sink, result: &mut Verification) -> Result<()> {
+/// Compares one line with both sides by a header request each; of an entry with children also each of these, at the destination.
+pub async fn verify(line: &Line, source: &dyn Source, sink: &dyn Sink, keys: &KeyMap, result: &mut Verification) -> Result<()> {
     result.checked += 1;
-    let gone_is_none = |answer: Result<crate::object::ObjectInfo>| match answer {
-        Ok(info) => Ok(Some(info)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    };
     let there = gone_is_none(sink.head(&line.destination, None).await)?;
     let same_there = there.is_some_and(|info| info.entry.etag == line.etag && info.entry.size == Some(line.source.size));
     if !same_there {
@@ -171,10 +173,53 @@ pub async fn verify(line: &Line, source: &dyn Source, sink: &dyn Sink, result: &
         return Ok(());
     }
     let here = gone_is_none(source.head(&line.key, None).await)?;
-    if here.is_some_and(|info| SourceVersion::of(&info.entry).etag == line.source.etag) {
-        result.good += 1;
-    } else {
+    let Some(here) = here.filter(|info| SourceVersion::of(&info.entry).etag == line.source.etag) else {
         result.source_moved_on += 1;
+        return Ok(());
+    };
+    if source.source_capability().children && !are_there(&here.entry, source, sink, keys, result).await? {
+        result.wrong.push(line.destination.clone());
+    } else {
+        result.good += 1;
     }
     Ok(())
+}
+
+/// Whether all that an entry needs, and what that needs, is at the destination.
+fn are_there<'a>(
+    parent: &'a Entry,
+    source: &'a dyn Source,
+    sink: &'a dyn Sink,
+    keys: &'a KeyMap,
+    result: &'a mut Verification,
+) -> BoxFuture<'a, Result<bool>> {
+    Box::pin(async move {
+        let mut all = true;
+        for child in source.children(parent).await?.children {
+            let key = keys.to_destination(&child.key);
+            let there = match result.looked.get(&key) {
+                Some(there) => *there,
+                None => {
+                    result.children += 1;
+                    let found = gone_is_none(sink.head(&key, None).await)?;
+                    let same = found.is_some_and(|f| f.entry.etag == child.etag && child.size.is_none_or(|s| f.entry.size == Some(s)));
+                    // Known before its own children are looked at: a graph that goes round ends here.
+                    result.looked.insert(key.clone(), same);
+                    let there = same && are_there(&child, source, sink, keys, result).await?;
+                    result.looked.insert(key, there);
+                    there
+                }
+            };
+            all &= there;
+        }
+        Ok(all)
+    })
+}
+
+fn gone_is_none(answer: Result<ObjectInfo>) -> Result<Option<ObjectInfo>> {
+    match answer {
+        Ok(info) => Ok(Some(info)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }

@@ -790,10 +790,44 @@ async fn the_manifest_names_every_object_once() {
     let mut keys = BTreeSet::new();
     for line in lines.lines() {
         let line: Line = serde_json::from_str(line).unwrap();
-        manifest::verify(&line, &source, &sink, &mut checked).await.unwrap();
+        manifest::verify(&line, &source, &sink, &KeyMap::default(), &mut checked).await.unwrap();
         keys.insert(line.key);
     }
     assert_eq!((keys.len(), checked.good), (2500, 2500));
+}
+
+/// An entry that lacks a child, or a child of a child, is wrong, whoever else needs it.
+#[tokio::test]
+async fn what_lacks_a_child_is_told() {
+    let (source, sink) = (graph(false), graph(false));
+    for (key, body) in [
+        ("one", "m/1"),
+        ("two", "m/1\nm/2"),
+        ("m/1", "blob/a\nblob/b"),
+        ("m/2", "blob/b"),
+        ("blob/a", "a"),
+        ("blob/b", "b"),
+        ("alone", "x"),
+    ] {
+        source.insert(key, body);
+    }
+    let state = Arc::new(MemoryState::new());
+    let sync = task(&source, &sink).with_state(Arc::new(MemoryQueue::new()), Arc::clone(&state) as _);
+    assert!(sync.run().await.unwrap().is_success());
+    let check = async || {
+        let (mut out, mut result) = (Vec::new(), Verification::default());
+        manifest::export(&*state, &KeyMap::default(), &mut out).await.unwrap();
+        for line in String::from_utf8(out).unwrap().lines() {
+            let line: Line = serde_json::from_str(line).unwrap();
+            manifest::verify(&line, &source, &sink, &KeyMap::default(), &mut result).await.unwrap();
+        }
+        result
+    };
+    let whole = check().await;
+    assert_eq!((whole.checked, whole.good, whole.children), (7, 7, 4), "{whole:?}");
+    sink.delete(&"blob/a".into(), &dth_core::sink::Condition::None).await.unwrap();
+    let lacking = check().await;
+    assert_eq!(lacking.wrong, ["blob/a", "m/1", "one", "two"].map(ObjectKey::from), "{lacking:?}");
 }
 
 fn keys() -> impl Strategy<Value = Vec<(String, u8)>> {

@@ -117,13 +117,16 @@ pub fn plan_text(plan: &Plan, json: bool) -> anyhow::Result<String> {
         return Ok(serde_json::to_string_pretty(plan)?);
     }
     let (t, r) = (&plan.totals, &plan.requests);
+    // A listing of images tells nothing but names.
+    let sized = t.queued.objects == 0 || t.queued.bytes > 0;
+    let bytes = if sized { human_bytes(t.queued.bytes) } else { "sizes not known".into() };
+    let more = if sized { "" } else { ", and those of blobs" };
     let skipped: u64 = t.skipped.values().map(|t| t.objects).sum();
     Ok(format!(
-        "listed {}, unchanged {}, skipped {skipped}, to be moved {} ({}), not comparable {}, to be deleted {}\nrequests: {} LIST, {} GET, {} PUT and POST; about ${:.4}",
+        "listed {}, unchanged {}, skipped {skipped}, to be moved {} ({bytes}), not comparable {}, to be deleted {}\nrequests: {} LIST, {} GET, {} PUT and POST{more}; about ${:.4}",
         t.listed.objects,
         t.unchanged.objects,
         t.queued.objects,
-        human_bytes(t.queued.bytes),
         t.unknown.objects,
         t.extra_queued.objects,
         r.source_list + r.destination_list,

@@ -15,7 +15,8 @@ use std::{
     process::ExitCode,
 };
 
-/// Writes what was copied, a JSON line a key, or checks such a file against both sides by one header request a side and key.
+/// Writes what was copied, a JSON line a key, or checks such a file against both sides by one header request a side and key; of
+/// images also that all they need is at the destination.
 #[derive(Parser)]
 struct Args {
     /// Settings in TOML.
@@ -58,10 +59,11 @@ async fn main() -> anyhow::Result<ExitCode> {
     let mut result = Verification::default();
     for (number, line) in BufReader::new(std::fs::File::open(&path)?).lines().enumerate() {
         let line: Line = serde_json::from_str(&line?).with_context(|| format!("{} line {}", path.display(), number + 1))?;
-        manifest::verify(&line, &*source, &*sink, &mut result).await?;
+        manifest::verify(&line, &*source, &*sink, &keys, &mut result).await?;
     }
+    let children = if result.children > 0 { format!(" (and the {} that they need)", result.children) } else { String::new() };
     println!(
-        "{} checked: {} as recorded on both sides, {} changed at the source since, {} wrong at the destination",
+        "{} checked{children}: {} as recorded on both sides, {} changed at the source since, {} wrong at the destination",
         result.checked,
         result.good,
         result.source_moved_on,

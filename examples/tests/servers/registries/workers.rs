@@ -70,7 +70,19 @@ async fn workers_send_each_blob_once() {
     let written = there.requests().await;
     println!("two workers: {written:?}");
     assert_eq!((sum(&written, "PUT upload 201"), sum(&written, "POST mount 201")), (24 * 2 + 2, 23 * 2), "{written:?}");
-    must_be_equal(&source, &Client::new(&there.host), &list).await;
+    let client = Client::new(&there.host);
+    must_be_equal(&source, &client, &list).await;
+    // What the destination loses later is found, too.
+    let verify = async || {
+        let told = run(env!("CARGO_BIN_EXE_verify"), &["-c", &config]).await;
+        (told.status.code(), String::from_utf8_lossy(&told.stdout).into_owned())
+    };
+    let (code, told) = verify().await;
+    assert!(code == Some(0) && told.contains("24 checked (and the 96 that they need): 24 as recorded on both sides"), "{told}");
+    let digest = super::digest(&bytes(6 << 20, 1));
+    client.call("DELETE", &format!("/v2/app7/blobs/{digest}"), &[], bytes::Bytes::new()).await;
+    let (code, told) = verify().await;
+    assert!(code == Some(3) && told.contains("1 wrong at the destination\nwrong: app7:v1"), "{told}");
 }
 
 /// kill -9 in the middle of a layer: nothing has a tag by then, and the next run brings it.
