@@ -5,6 +5,7 @@
 use crate::{
     config::{EcrConfig, RegistryConfig, RepositorySettings},
     credentials::{Login, LoginSource},
+    hosts::of_ecr,
     registry::{ControlPlane, ListedImage, Registry, RegistryBuilder},
 };
 use async_trait::async_trait;
@@ -12,8 +13,11 @@ use aws_config::SdkConfig;
 use aws_sdk_ecr::{
     Client,
     error::{ProvideErrorMetadata, SdkError},
-    operation::{create_repository::CreateRepositoryError, describe_repositories::DescribeRepositoriesError},
-    types::{EncryptionConfiguration, EncryptionType, ImageIdentifier, ImageScanningConfiguration, ImageTagMutability, Tag},
+    operation::create_repository::CreateRepositoryError,
+    types::{
+        DescribeImagesFilter, EncryptionConfiguration, EncryptionType, ImageIdentifier, ImageScanningConfiguration, ImageStatus,
+        ImageStatusFilter, ImageTagMutability, Tag,
+    },
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use dth_core::{
@@ -28,6 +32,9 @@ use std::{
     time::Duration,
 };
 
+/// Most entries of a page.
+const PAGE: i32 = 1000;
+
 /// Amazon ECR in one account and region, of any partition: the region decides.
 #[derive(Clone)]
 pub struct Ecr {
@@ -35,7 +42,7 @@ pub struct Ecr {
     config: EcrConfig,
     env: SharedEnv,
     region: String,
-    /// Repositories that were made, and lack their policy.
+    /// Repositories that are being made, and lack their policy.
     unfinished: Arc<Mutex<HashSet<String>>>,
 }
 
@@ -70,7 +77,7 @@ impl Ecr {
     pub async fn registry(mut self, mut config: RegistryConfig) -> Result<RegistryBuilder> {
         if config.registry.is_empty() {
             config.registry = self.authorization().await?.host;
-        } else if let Some((account, region)) = of_host(&config.registry) {
+        } else if let Some((account, region)) = of_ecr(&config.registry) {
             // Its API would otherwise be asked about another one than images are sent to.
             let ours = self.config.account.get_or_insert_with(|| account.to_owned());
             if *ours != account || self.region != region {
@@ -122,18 +129,26 @@ impl Ecr {
         for (name, value) in &settings.tags {
             call = call.tags(Tag::builder().key(name).value(value).build().map_err(invalid)?);
         }
+        if settings.lifecycle_policy.is_some() {
+            lock(&self.unfinished).insert(repository.to_owned());
+        }
         match call.send().await {
-            Ok(_) => {}
-            // Another worker was faster; it sets the policy, too.
-            Err(error) if matches!(error.as_service_error(), Some(CreateRepositoryError::RepositoryAlreadyExistsException(_))) => {
-                return Ok(());
-            }
+            Ok(_) => tracing::info!(repository, "repository made"),
+            // Another worker was faster, or it was we, and the answer was lost.
+            Err(error) if matches!(error.as_service_error(), Some(CreateRepositoryError::RepositoryAlreadyExistsException(_))) => {}
             Err(error) => return Err(classify(Op::Put, &target, error)),
         }
-        tracing::info!(repository, "repository made");
         if let Some(policy) = &settings.lifecycle_policy {
             let call = self.client.put_lifecycle_policy().repository_name(repository).set_registry_id(self.config.account.clone());
-            call.lifecycle_policy_text(policy).send().await.map_err(|e| classify(Op::Configure, &target, e))?;
+            match call.lifecycle_policy_text(policy).send().await {
+                Ok(_) => {}
+                // A repository may need a while before it is everywhere.
+                Err(error) if error.code() == Some("RepositoryNotFoundException") => {
+                    return Err(Error::new(ErrorKind::Unavailable, Op::Configure, target)
+                        .with_source("the repository was made, and is not there yet"));
+                }
+                Err(error) => return Err(classify(Op::Configure, &target, error)),
+            }
             lock(&self.unfinished).remove(repository);
         }
         Ok(())
@@ -152,7 +167,8 @@ impl LoginSource for Ecr {
 impl ControlPlane for Ecr {
     async fn repositories(&self) -> Result<Vec<String>> {
         let mut names = Vec::new();
-        let mut pages = self.client.describe_repositories().set_registry_id(self.config.account.clone()).into_paginator().send();
+        let call = self.client.describe_repositories().set_registry_id(self.config.account.clone());
+        let mut pages = call.into_paginator().page_size(PAGE).send();
         while let Some(page) = pages.next().await {
             let page = page.map_err(|e| classify(Op::List, "ECR repositories", e))?;
             names.extend(page.repositories.unwrap_or_default().into_iter().filter_map(|r| r.repository_name));
@@ -163,7 +179,8 @@ impl ControlPlane for Ecr {
     async fn images(&self, repository: &str) -> Result<Vec<ListedImage>> {
         let mut images = Vec::new();
         let call = self.client.describe_images().repository_name(repository).set_registry_id(self.config.account.clone());
-        let mut pages = call.into_paginator().send();
+        // Archived ones are there, too, and not gone.
+        let mut pages = call.filter(of_any_status()).into_paginator().page_size(PAGE).send();
         while let Some(page) = pages.next().await {
             let page = page.map_err(|e| classify(Op::List, &format!("ECR images of {repository}"), e))?;
             let listed =
@@ -173,22 +190,32 @@ impl ControlPlane for Ecr {
         Ok(images)
     }
 
+    fn makes_repositories(&self) -> bool {
+        self.config.create.is_some()
+    }
+
     async fn ensure(&self, repository: &str) -> Result<()> {
+        // ECR itself may make it, by a template; otherwise the upload tells.
+        let Some(settings) = &self.config.create else { return Ok(()) };
         let call = self.client.describe_repositories().repository_names(repository).set_registry_id(self.config.account.clone());
-        let error = match call.send().await {
-            Ok(_) if !lock(&self.unfinished).contains(repository) => return Ok(()),
+        match call.send().await {
+            Ok(_) if !lock(&self.unfinished).contains(repository) => Ok(()),
             // Made by us, and still without its policy.
-            Ok(_) => return self.create(repository, self.config.create.as_ref().unwrap_or(&RepositorySettings::default())).await,
-            Err(error) => error,
-        };
-        let missing = matches!(error.as_service_error(), Some(DescribeRepositoriesError::RepositoryNotFoundException(_)));
-        match &self.config.create {
-            Some(settings) if missing => self.create(repository, settings).await,
-            None if missing => {
-                let why = "the repository does not exist: make it, or set `create` for this registry";
-                Err(Error::new(ErrorKind::Denied, Op::Put, format!("ECR repository {repository}")).with_source(why))
+            Ok(_) => self.create(repository, settings).await,
+            Err(error) if error.code() == Some("RepositoryNotFoundException") => self.create(repository, settings).await,
+            Err(error) => Err(classify(Op::Put, &format!("ECR repository {repository}"), error)),
+        }
+    }
+
+    async fn is_archived(&self, repository: &str, reference: &str) -> Result<bool> {
+        let call = self.client.describe_images().repository_name(repository).set_registry_id(self.config.account.clone());
+        match call.filter(of_any_status()).image_ids(identifier(reference)).send().await {
+            Ok(found) => {
+                let waits = |status: &ImageStatus| matches!(status, ImageStatus::Archived | ImageStatus::Activating);
+                Ok(found.image_details().iter().any(|image| image.image_status().is_some_and(waits)))
             }
-            _ => Err(classify(Op::Put, &format!("ECR repository {repository}"), error)),
+            Err(error) if matches!(error.code(), Some("ImageNotFoundException" | "RepositoryNotFoundException")) => Ok(false),
+            Err(error) => Err(classify(Op::Read, &format!("ECR image {repository}:{reference}"), error)),
         }
     }
 
@@ -196,35 +223,43 @@ impl ControlPlane for Ecr {
         let target = format!("ECR image {repository}:{reference}");
         // By a tag, the tag alone goes, and the image when it was its last
         // (<https://docs.aws.amazon.com/AmazonECR/latest/APIReference/API_BatchDeleteImage.html>).
-        let by_digest = reference.contains(':');
-        let image = ImageIdentifier::builder();
-        let image = if by_digest { image.image_digest(reference) } else { image.image_tag(reference) }.build();
-        let call =
-            self.client.batch_delete_image().repository_name(repository).set_registry_id(self.config.account.clone()).image_ids(image);
+        let call = self.client.batch_delete_image().repository_name(repository).set_registry_id(self.config.account.clone());
+        let call = call.image_ids(identifier(reference));
         let answer = match call.send().await {
             Ok(answer) => answer,
             Err(error) if error.code() == Some("RepositoryNotFoundException") => return Ok(()),
             Err(error) => return Err(classify(Op::Delete, &target, error)),
         };
         match answer.failures().iter().find(|f| f.failure_code().is_none_or(|code| code.as_str() != "ImageNotFound")) {
-            Some(failure) => Err(Error::new(ErrorKind::Conflict, Op::Delete, target)
-                .with_code(failure.failure_code().map_or("", |code| code.as_str()))
-                .with_source(failure.failure_reason().unwrap_or_default().to_owned())),
+            Some(failure) => {
+                let code = failure.failure_code().map_or("", |code| code.as_str());
+                let kind = match code {
+                    // The index that lists it may go next; the last tag of what an index lists does not go alone.
+                    "ImageReferencedByManifestList" if reference.contains(':') => ErrorKind::Conflict,
+                    "UpstreamTooManyRequests" => ErrorKind::Throttled,
+                    "UpstreamUnavailable" => ErrorKind::Unavailable,
+                    "UpstreamAccessDenied" | "KmsError" => ErrorKind::Denied,
+                    _ => ErrorKind::Unsupported,
+                };
+                let why = failure.failure_reason().unwrap_or_default().to_owned();
+                Err(Error::new(kind, Op::Delete, target).with_code(code).with_source(why))
+            }
             None => Ok(()),
         }
     }
 }
 
-fn lock(names: &Mutex<HashSet<String>>) -> MutexGuard<'_, HashSet<String>> {
-    names.lock().unwrap_or_else(PoisonError::into_inner)
+fn of_any_status() -> DescribeImagesFilter {
+    DescribeImagesFilter::builder().image_status(ImageStatusFilter::Any).build()
 }
 
-/// Account and region of a registry of ECR: `ACCOUNT.dkr.ecr[-fips].REGION.amazonaws.com[.cn]`.
-fn of_host(host: &str) -> Option<(&str, &str)> {
-    let mut labels = host.split('.');
-    let account = labels.next().filter(|account| account.len() == 12 && account.bytes().all(|b| b.is_ascii_digit()))?;
-    let is_ecr = labels.next() == Some("dkr") && matches!(labels.next(), Some("ecr" | "ecr-fips"));
-    is_ecr.then(|| labels.next()).flatten().map(|region| (account, region))
+fn identifier(reference: &str) -> ImageIdentifier {
+    let image = ImageIdentifier::builder();
+    if reference.contains(':') { image.image_digest(reference) } else { image.image_tag(reference) }.build()
+}
+
+fn lock(names: &Mutex<HashSet<String>>) -> MutexGuard<'_, HashSet<String>> {
+    names.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn classify<E>(op: Op, target: &str, error: SdkError<E>) -> Error
@@ -234,9 +269,7 @@ where
     let code = error.code().unwrap_or_default().to_owned();
     let status = error.raw_response().map(|r| r.status().as_u16());
     let kind = match (code.as_str(), status) {
-        ("ThrottlingException" | "TooManyRequestsException" | "LimitExceededException" | "RequestLimitExceeded", _) | (_, Some(429)) => {
-            ErrorKind::Throttled
-        }
+        ("ThrottlingException" | "TooManyRequestsException" | "RequestLimitExceeded", _) | (_, Some(429)) => ErrorKind::Throttled,
         ("RepositoryNotFoundException" | "ImageNotFoundException", _) => ErrorKind::NotFound,
         ("AccessDeniedException" | "KmsException", _) => ErrorKind::Denied,
         (
@@ -261,22 +294,4 @@ where
         told = told.with_code(code);
     }
     told.with_source(aws_sdk_ecr::error::DisplayErrorContext(error).to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hosts_tell_account_and_region() {
-        for (host, told) in [
-            ("123456789012.dkr.ecr.eu-west-1.amazonaws.com", Some(("123456789012", "eu-west-1"))),
-            ("123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn", Some(("123456789012", "cn-north-1"))),
-            ("123456789012.dkr.ecr-fips.us-gov-west-1.amazonaws.com", Some(("123456789012", "us-gov-west-1"))),
-            ("public.ecr.aws", None),
-            ("127.0.0.1:5000", None),
-        ] {
-            assert_eq!(of_host(host), told, "{host}");
-        }
-    }
 }

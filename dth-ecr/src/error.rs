@@ -22,9 +22,10 @@ struct One {
 /// Codes that say that something is not there.
 const NOT_THERE: [&str; 5] = ["NAME_UNKNOWN", "MANIFEST_UNKNOWN", "BLOB_UNKNOWN", "NOT_FOUND", "NAME_NOT_FOUND"];
 
-/// Whether a refusal tells that a login has ended: Amazon ECR says so by 403.
-pub(crate) fn is_expiry(page: &[u8]) -> bool {
-    String::from_utf8_lossy(page).contains("authorization token has expired")
+/// Whether a refusal tells that a login has ended: Amazon ECR says so by 403, and its public gallery by 400.
+pub(crate) fn is_expiry(status: StatusCode, page: &[u8]) -> bool {
+    matches!(status, StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST)
+        && String::from_utf8_lossy(page).to_ascii_lowercase().contains("authorization token has expired")
 }
 
 /// Longest wait that a `Retry-After` is believed for.

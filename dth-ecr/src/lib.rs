@@ -6,6 +6,7 @@ mod docker_config;
 #[cfg(feature = "aws")]
 mod ecr;
 mod error;
+mod hosts;
 mod images;
 mod key;
 mod layout;

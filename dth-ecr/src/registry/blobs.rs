@@ -13,6 +13,7 @@ use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
+use tokio::time::Instant;
 
 /// Blobs that are remembered in this process; of older ones the notes, or a look, tell.
 const REMEMBERED: usize = 100_000;
@@ -22,6 +23,13 @@ pub(super) const CLAIM: Duration = Duration::from_secs(20);
 
 /// The same from when it is decided until the first byte is sent: permits and memory are waited for.
 const BEGIN: Duration = Duration::from_secs(60);
+
+/// Uploads that were begun by links that failed, and that nobody has gone on with: registries drop them after a day or less.
+const BEGUN: usize = 1000;
+
+/// After so many links in a row that failed, none is tried for this time: Amazon ECR links only where that is switched on, and
+/// only what a manifest names (<https://docs.aws.amazon.com/AmazonECR/latest/userguide/blob-mounting.html>).
+const UNLINKED: (u32, Duration) = (3, Duration::from_secs(60));
 
 /// Those who wait ask again after this time.
 pub(super) const AGAIN: Duration = Duration::from_secs(1);
@@ -50,6 +58,10 @@ struct Known {
     begun: HashMap<(String, String), String>,
     /// Notes of claims, with the version that they have.
     claims: HashMap<String, u64>,
+    /// How many links in a row failed, of blobs that are there.
+    unlinked: u32,
+    /// Until then none is tried.
+    links_again: Option<Instant>,
 }
 
 pub(super) struct Blobs {
@@ -115,9 +127,25 @@ impl Blobs {
         });
     }
 
+    /// Whether links are worth trying.
+    pub(super) fn are_linked(&self) -> bool {
+        self.lock().links_again.is_none_or(|again| again <= Instant::now())
+    }
+
+    /// A link was tried of what is there.
+    pub(super) fn was_linked(&self, linked: bool) {
+        let mut known = self.lock();
+        known.unlinked = if linked { 0 } else { known.unlinked + 1 };
+        known.links_again = (known.unlinked >= UNLINKED.0).then(|| Instant::now() + UNLINKED.1);
+    }
+
     /// An upload goes on at this location.
     pub(super) fn begun(&self, name: &str, digest: &str, location: String) {
-        self.lock().begun.insert((name.to_owned(), digest.to_owned()), location);
+        let mut known = self.lock();
+        if known.begun.len() >= BEGUN {
+            known.begun.clear();
+        }
+        known.begun.insert((name.to_owned(), digest.to_owned()), location);
     }
 
     pub(super) fn take_begun(&self, name: &str, digest: &str) -> Option<String> {
@@ -142,7 +170,8 @@ impl Blobs {
         let note = notes.note(&name).await?;
         let noted: Noted = note.as_ref().and_then(|n| serde_json::from_str(&n.text).ok()).unwrap_or_default();
         let now = self.env.now();
-        if noted.at.is_some() {
+        // Of what cannot be linked, another copy is sent.
+        if noted.at.is_some() && self.are_linked() {
             return Ok(Turn::Ours(noted.at));
         }
         let others = noted.by.as_ref().is_some_and(|by| *by != self.worker);

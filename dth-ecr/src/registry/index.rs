@@ -1,6 +1,6 @@
 //! Listing and looking.
 
-use super::Registry;
+use super::{ControlPlane, Registry};
 use crate::{
     images,
     key::{ImageKey, is_digest, is_name, is_tag},
@@ -17,11 +17,11 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use http::{Method, header};
 use serde::Deserialize;
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
     time::Duration,
 };
-use tokio::time::Instant;
+use tokio::{sync::OnceCell, time::Instant};
 
 /// Most bytes of a page of a list.
 const MAX_PAGE: u64 = 32 << 20;
@@ -89,12 +89,27 @@ pub(super) struct Repositories {
     /// Those that could not be listed, by the names that the engine has for them.
     unlisted: Mutex<HashSet<String>>,
     /// Those that were made, or found, by this process.
-    pub(super) ensured: tokio::sync::Mutex<HashSet<String>>,
+    ensured: Mutex<HashMap<String, Arc<OnceCell<()>>>>,
     /// Those that are there, where that is known.
     present: tokio::sync::Mutex<Option<Present>>,
 }
 
 impl Repositories {
+    /// Makes one where registries want that, once.
+    pub(super) async fn ensure(&self, name: &str, control: &dyn ControlPlane) -> Result<()> {
+        let cell = Arc::clone(self.ensured().entry(name.to_owned()).or_default());
+        cell.get_or_try_init(|| control.ensure(name)).await.map(|&()| ())
+    }
+
+    /// It is not there after all.
+    pub(super) fn is_missing(&self, name: &str) {
+        self.ensured().remove(name);
+    }
+
+    fn ensured(&self) -> MutexGuard<'_, HashMap<String, Arc<OnceCell<()>>>> {
+        self.ensured.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn unlisted(&self) -> MutexGuard<'_, HashSet<String>> {
         self.unlisted.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -472,6 +487,8 @@ impl Registry {
         let called = format!("{name}@{digest}: its referrers");
         let list = Listed { path, accept: Some(OCI_INDEX), scope: Scope::Pull(name.to_owned()), called, most_pages: MAX_PAGES };
         match self.pages(list, |page: Referrers| all.extend(page.manifests.into_iter().filter(|r| is_digest(&r.digest)))).await {
+            // What went meanwhile says nothing of the registry.
+            Err(error) if matches!(error.code(), Some("NAME_UNKNOWN" | "MANIFEST_UNKNOWN")) => {}
             // An empty list is an answer; no page at all is a registry without the API.
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unsupported) || error.code() == Some("404") => {
                 tracing::info!(registry = self.inner.config.registry, "it has no referrers API: tags stand for it");

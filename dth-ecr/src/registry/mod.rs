@@ -40,8 +40,16 @@ pub trait ControlPlane: fmt::Debug + Send + Sync + 'static {
     /// All images of a repository, those without a tag included. `NotFound` where there is no such repository.
     async fn images(&self, repository: &str) -> Result<Vec<ListedImage>>;
 
-    /// Makes a repository where it does not exist.
+    /// Whether repositories are made that do not exist.
+    fn makes_repositories(&self) -> bool;
+
+    /// Makes a repository where it does not exist, if repositories are made.
     async fn ensure(&self, repository: &str) -> Result<()>;
+
+    /// Whether an image that is not given out is kept all the same, and can be restored.
+    async fn is_archived(&self, _repository: &str, _reference: &str) -> Result<bool> {
+        Ok(false)
+    }
 
     /// Removes a tag, or an image by its digest with all its tags. What is not there is no error.
     async fn delete(&self, repository: &str, reference: &str) -> Result<()>;

@@ -5,6 +5,7 @@ use super::{
     blobs::{AGAIN, CLAIM, Turn},
 };
 use crate::{
+    hosts::{of_ecr, takes_no_pieces},
     images,
     key::ImageKey,
     manifest::{Manifest, OCI_INDEX, manifests_of},
@@ -29,6 +30,10 @@ const AT_ONCE_MAX: u64 = 64 << 20;
 /// Larger ones go in pieces of so many bytes, held until the registry has them: a broken connection costs a piece, not the blob.
 /// Amazon ECR takes no smaller ones than 5 MiB.
 const PIECE: usize = 8 << 20;
+
+/// Amazon ECR takes no more than 4,200 (<https://docs.aws.amazon.com/AmazonECR/latest/userguide/service-quotas.html>): beyond 31 GiB,
+/// pieces are larger.
+const MOST_PIECES: u64 = 4_000;
 
 /// Tries of an entry in a list of referrers, the last of which sees that it is there.
 const REFERS: u32 = 8;
@@ -92,24 +97,32 @@ impl Sink for Registry {
             return Ok(Placed::There);
         }
         let is_blob = matches!(image, ImageKey::Blob { .. });
+        // Where a repository is known to have it, that is tried even where the repository is said to be new.
+        let mut looks = false;
         if is_blob {
-            let from = match blobs.elsewhere(digest) {
-                Some(from) => Some(from),
+            let known = blobs.elsewhere(digest);
+            let from = match &known {
+                Some(from) => Some(from.clone()),
                 None => blobs.noted_at(digest).await?,
             };
-            if let Some(from) = from {
+            looks = from.as_deref() == Some(name);
+            if let Some(from) = from.filter(|from| from != name && blobs.are_linked()) {
                 self.ensure(name).await?;
-                if self.link(&image, name, digest, &from).await? {
+                let linked = self.link(&image, name, digest, &from).await?;
+                if linked || known.is_some() {
+                    blobs.was_linked(linked);
+                }
+                if linked {
                     blobs.landed(name, digest).await;
                     return Ok(Placed::There);
                 }
                 blobs.not_at(&from, digest).await;
-                return self.claimed(digest).await;
             }
         }
-        if !self.is_new(name).await? {
+        if looks || !self.is_new(name).await? {
             match self.look(key, &image).await {
                 Ok(_) if is_blob => {
+                    drop(blobs.take_begun(name, digest));
                     blobs.landed(name, digest).await;
                     return Ok(Placed::There);
                 }
@@ -117,7 +130,12 @@ impl Sink for Registry {
                     blobs.seen(name, digest);
                     return Ok(Placed::There);
                 }
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                // Who may not look may write: ECR Public tells nobody.
+                Err(error) if error.kind() == ErrorKind::NotFound || (is_blob && error.kind() == ErrorKind::Denied) => {
+                    if looks {
+                        blobs.not_at(name, digest).await;
+                    }
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -161,13 +179,28 @@ impl Registry {
 
     /// Makes the repository where registries want that, once.
     async fn ensure(&self, name: &str) -> Result<()> {
-        let Some(control) = &self.inner.control else { return Ok(()) };
-        let mut ensured = self.inner.repositories.ensured.lock().await;
-        if !ensured.contains(name) {
-            control.ensure(name).await?;
-            ensured.insert(name.to_owned());
+        match &self.inner.control {
+            Some(control) => self.inner.repositories.ensure(name, &**control).await,
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// A repository that takes no upload, because it is not there.
+    fn no_repository(&self, image: &ImageKey, error: Error) -> Error {
+        if error.kind() != ErrorKind::NotFound {
+            return error;
+        }
+        self.inner.blobs.forget(image.name());
+        self.inner.repositories.is_missing(image.name());
+        let target = format!("{}/{}", self.inner.config.registry, image.name());
+        match &self.inner.control {
+            // Made, and not everywhere yet, or removed by somebody: it is ensured again.
+            Some(control) if control.makes_repositories() => Error::new(ErrorKind::Conflict, Op::Put, target).with_source(error),
+            Some(_) => Error::new(ErrorKind::Denied, Op::Put, target)
+                .with_source(format!("the repository does not exist: make it, or set `create` for this registry ({})", error.chain())),
+            None => Error::new(ErrorKind::Denied, Op::Put, target)
+                .with_source(format!("the registry makes no such repository: make it, or its project, there ({})", error.chain())),
+        }
     }
 
     async fn send_manifest(&self, image: &ImageKey, media_type: &str, bytes: Bytes) -> Result<Answer> {
@@ -180,11 +213,20 @@ impl Registry {
         let (name, blobs) = (image.name(), &self.inner.blobs);
         let answer = match self.send_manifest(image, &manifest.media_type, manifest.bytes.clone()).await {
             Ok(answer) => answer,
+            // Amazon ECR refuses an immutable tag also when it is what it is to be: the answer to an earlier request was lost.
+            Err(error) if error.code() == Some("TAG_INVALID") => {
+                let found = self.look(&image.to_key(), image).await.ok().and_then(|info| info.entry.etag);
+                return if found.is_some_and(|etag| etag.as_str() == manifest.digest) {
+                    Ok(images::written(&manifest.digest, Some(&manifest.media_type)))
+                } else {
+                    Err(error)
+                };
+            }
             Err(error) => {
                 if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::NotFound | ErrorKind::Invalid) {
                     // Something that was there is not: everything of this repository is looked at again.
                     blobs.forget(name);
-                    self.inner.repositories.ensured.lock().await.remove(name);
+                    self.inner.repositories.is_missing(name);
                 }
                 if error.kind() == ErrorKind::NotFound {
                     return Err(Error::new(ErrorKind::Conflict, Op::Put, self.target(image)).with_source(error));
@@ -256,18 +298,11 @@ impl Registry {
         };
         match body {
             Body::Bytes(chunks) => self.finish(image, &location, digest, CallBody::Chunks(chunks)).await,
-            Body::Stream { len, stream } if len <= AT_ONCE_MAX || self.takes_no_pieces() => {
+            Body::Stream { len, stream } if len <= AT_ONCE_MAX || takes_no_pieces(&self.inner.config.registry) => {
                 self.finish(image, &location, digest, CallBody::Stream(len, stream)).await
             }
             Body::Stream { len, stream } => self.in_pieces(image, location, digest, len, stream).await,
         }
-    }
-
-    /// GitHub takes pieces of at most 4 MiB, and Google none
-    /// (<https://cloud.google.com/artifact-registry/docs/docker/troubleshoot>): there a blob goes as one, whatever its size.
-    fn takes_no_pieces(&self) -> bool {
-        let host = self.inner.config.registry.split(':').next().unwrap_or_default();
-        host == "ghcr.io" || host == "gcr.io" || host.ends_with(".gcr.io") || host.ends_with(".pkg.dev")
     }
 
     fn upload(&self, image: &ImageKey, method: Method, to: &str) -> Call {
@@ -277,7 +312,7 @@ impl Registry {
     async fn begin(&self, image: &ImageKey) -> Result<String> {
         let call =
             Call { action: Action::StartUpload, ..self.upload(image, Method::POST, &format!("/v2/{}/blobs/uploads/", image.name())) };
-        let answer = self.inner.wire.send(call).await?;
+        let answer = self.inner.wire.send(call).await.map_err(|error| self.no_repository(image, error))?;
         let location = answer.text("location").map(str::to_owned);
         answer.done().await;
         location.ok_or_else(|| Error::new(ErrorKind::Unavailable, Op::Put, self.target(image)).with_source("an upload without a location"))
@@ -305,10 +340,11 @@ impl Registry {
     }
 
     async fn in_pieces(&self, image: &ImageKey, mut location: String, digest: &str, len: u64, mut stream: ByteStream) -> Result<()> {
+        let size = PIECE.max(len.div_ceil(MOST_PIECES) as usize);
         let mut at = 0;
         while at < len {
             let (mut piece, mut bytes) = (Vec::new(), 0);
-            while bytes < PIECE
+            while bytes < size
                 && let Some(chunk) = stream.next().await
             {
                 let chunk = chunk?;
@@ -326,6 +362,7 @@ impl Registry {
 
     /// Sends a piece; where the connection breaks, the session is asked how much of it has arrived.
     async fn send_piece(&self, image: &ImageKey, mut location: String, from: u64, mut piece: Vec<Bytes>) -> Result<String> {
+        let is_ecr = of_ecr(&self.inner.config.registry).is_some();
         let mut at = from;
         for tried in 1.. {
             let bytes: u64 = piece.iter().map(|c| c.len() as u64).sum();
@@ -348,6 +385,15 @@ impl Registry {
             if !error.is_retryable() || tried >= PIECE_TRIES {
                 return Err(error);
             }
+            // Amazon ECR's word on a session stays that of its first piece; which byte it waits for it says when another one comes.
+            if let Some(wanted) = wanted_byte(&error).filter(|_| is_ecr) {
+                if !(at + 1..=at + bytes).contains(&wanted) {
+                    return Err(error);
+                }
+                drop_front(&mut piece, (wanted - at) as usize);
+                at = wanted;
+                continue;
+            }
             let pause = match error.retry() {
                 Retry::After(time) => time,
                 _ => Duration::from_millis(100 << tried),
@@ -355,6 +401,9 @@ impl Registry {
             tracing::debug!(%image, at, error = %error.chain(), "going on with an upload");
             metrics::counter!("dth_registry_resumed_uploads_total").increment(1);
             tokio::time::sleep(pause).await;
+            if is_ecr {
+                continue;
+            }
             let answer = self.inner.wire.send(Call { action: Action::Look, ..self.upload(image, Method::GET, &location) }).await;
             // A session that ended, or never took part of a piece: the blob is sent anew.
             let answer = answer.map_err(|e| Error::new(ErrorKind::Conflict, Op::Put, self.target(image)).with_source(e))?;
@@ -439,6 +488,14 @@ impl Registry {
     }
 }
 
+/// `First byte of the layer part is 0 instead of 11304960`: which byte a session waits for, in Amazon ECR's words
+/// (<https://github.com/apple/containerization/issues/790>).
+fn wanted_byte(error: &Error) -> Option<u64> {
+    let text = error.chain();
+    let (_, rest) = text.split_once("First byte of the layer part is ")?.1.split_once(" instead of ")?;
+    rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
 fn drop_front(piece: &mut Vec<Bytes>, mut bytes: usize) {
     while let Some(first) = piece.first_mut().filter(|_| bytes > 0) {
         if first.len() > bytes {
@@ -461,6 +518,15 @@ mod tests {
             let mut rest = piece();
             drop_front(&mut rest, arrived);
             assert_eq!(rest.concat(), b"abcdef"[arrived..]);
+        }
+    }
+
+    #[test]
+    fn ecr_says_which_byte_it_waits_for() {
+        let told = |text: &str| wanted_byte(&Error::new(ErrorKind::Conflict, Op::Put, "r").with_source(text.to_owned()));
+        assert_eq!(told("First byte of the layer part is 0 instead of 11304960, and so on"), Some(11_304_960));
+        for other in ["", "First byte of the layer part is 0", "First byte of the layer part is 0 instead of x", "instead of 5"] {
+            assert_eq!(told(other), None, "{other}");
         }
     }
 }

@@ -58,6 +58,9 @@ impl Source for Registry {
         }
         // What is there now; of a digest there is but one version.
         let manifest = match self.manifest(&image, None, Op::Children).await {
+            Err(error) if error.kind() == ErrorKind::NotFound && self.is_archived(&image).await? => {
+                return Err(Error::new(ErrorKind::Archived, Op::Children, self.target(&image)).with_source("it must be restored first"));
+            }
             // What somebody names, and is not there, is a mistake, and not something that went.
             Err(error) if error.kind() == ErrorKind::NotFound && self.is_named(&image) => {
                 return Err(
@@ -71,6 +74,14 @@ impl Source for Registry {
 }
 
 impl Registry {
+    /// Whether the registry keeps an image that it does not give out.
+    async fn is_archived(&self, image: &ImageKey) -> Result<bool> {
+        match &self.inner.control {
+            Some(control) => control.is_archived(image.name(), image.reference()).await,
+            None => Ok(false),
+        }
+    }
+
     /// Whether somebody names just this image.
     fn is_named(&self, image: &ImageKey) -> bool {
         let reference = image.reference();

@@ -176,6 +176,20 @@ impl Auth {
         }
     }
 
+    /// Whether a password is not good any more: asked where it is answered in words, if it is used as such.
+    pub(crate) async fn has_expired(&self, used: Option<&HeaderValue>) -> Result<bool> {
+        if self.known() != Some(Scheme::Basic) || used.is_none() {
+            return Ok(false);
+        }
+        let (status, _, page) = self.call(Method::GET, &self.root(), used.cloned(), None).await?;
+        Ok(status == StatusCode::UNAUTHORIZED || crate::error::is_expiry(status, &page))
+    }
+
+    fn root(&self) -> String {
+        let scheme = if self.insecure { "http" } else { "https" };
+        format!("{scheme}://{}/v2/", self.host)
+    }
+
     /// What the registry wants, asked for once: every request that is refused first would be one too many.
     async fn scheme(&self) -> Result<Scheme> {
         if let Some(scheme) = self.known() {
@@ -185,9 +199,7 @@ impl Auth {
         if let Some(scheme) = self.known() {
             return Ok(scheme);
         }
-        let scheme = if self.insecure { "http" } else { "https" };
-        let uri = format!("{scheme}://{}/v2/", self.host);
-        let (status, headers, _) = self.call(Method::GET, &uri, None, None).await?;
+        let (status, headers, _) = self.call(Method::GET, &self.root(), None, None).await?;
         if status == StatusCode::UNAUTHORIZED {
             self.learn(&headers)?;
             return self.known().ok_or_else(|| self.wrong("the registry refuses, and names no way to log in that is known here"));

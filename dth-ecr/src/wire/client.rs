@@ -207,9 +207,14 @@ impl Wire {
                 permit.answered();
             }
             drop(permit);
-            let refused = status == StatusCode::UNAUTHORIZED || (status == StatusCode::FORBIDDEN && error::is_expiry(&page));
             // What somebody else wants to see says nothing of the registry.
-            if !refused || !self.is_own(&last) {
+            if !self.is_own(&last) {
+                return Err(error);
+            }
+            let expired = error::is_expiry(status, &page)
+                // The answer to HEAD has no room for it.
+                || (status == StatusCode::FORBIDDEN && method == Method::HEAD && !renewed && self.auth.has_expired(authorization.as_ref()).await?);
+            if !expired && status != StatusCode::UNAUTHORIZED {
                 return Err(error);
             }
             if renewed || !self.auth.refused(&answered, &scopes, authorization.as_ref()).await? {

@@ -8,7 +8,7 @@ use super::{
     two,
 };
 use crate::support::{bytes, venv};
-use dth_ecr::RegistryConfig;
+use dth_ecr::{Login, LoginSource, Registry, RegistryConfig};
 use dth_examples::servers::Server;
 use std::{
     collections::BTreeSet,
@@ -161,6 +161,64 @@ async fn tokens_are_renewed_on_the_way() {
     assert!(asked.len() >= 2, "{:?}", to.asked_for_tokens());
     let written = to.requests().await;
     assert!(written.keys().all(|kind| !kind.ends_with("401") || kind == "GET other 401"), "none was refused: {written:?}");
+}
+
+/// A login that ends in the middle, as Amazon ECR says it: 403 with a text, and without one where headers are asked for (R4).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs the servers of `cargo xtask test`"]
+async fn logins_that_end_are_renewed() {
+    /// Gives out the login of the day.
+    #[derive(Debug)]
+    struct Cloud(Arc<AtomicU32>);
+    #[async_trait::async_trait]
+    impl LoginSource for Cloud {
+        async fn login(&self) -> dth_core::error::Result<(Option<Login>, Option<Duration>)> {
+            let password = dth_core::secret::Secret::new(format!("day {}", self.0.load(SeqCst)));
+            Ok((Some(Login::Basic { username: "AWS".into(), password }), Some(Duration::from_secs(12 * 3600))))
+        }
+    }
+    let (from, to) = two().await;
+    let (source, there) = (Client::new(&from.host), Client::new(&to.host));
+    for n in 0..6 {
+        source.push_image(&format!("app{n}"), Some("v1"), false, &[bytes(1000, n), bytes(1000, 100 + n)], "amd64").await;
+    }
+    let day = Arc::new(AtomicU32::new(0));
+    let ending = |day: &Arc<AtomicU32>| {
+        let (day, count) = (Arc::clone(day), AtomicU32::new(0));
+        move |asked: &Asked| {
+            use base64::Engine as _;
+            let Some(authorization) = &asked.authorization else {
+                return Act::Answer(401, vec![("www-authenticate", "Basic realm=\"r\"".into())], "Not Authorized");
+            };
+            let pair = base64::engine::general_purpose::STANDARD.decode(authorization.trim_start_matches("Basic ")).unwrap();
+            // Each day has seven requests.
+            if pair == format!("AWS:day {}", day.load(SeqCst)).as_bytes() {
+                if count.fetch_add(1, SeqCst) % 7 == 6 {
+                    day.fetch_add(1, SeqCst);
+                }
+                return Act::Pass;
+            }
+            let text = r#"{"errors":[{"code":"DENIED","message":"Your authorization token has expired. Reauthenticate and try again."}]}"#;
+            Act::Answer(403, vec![], if asked.method == "HEAD" { "" } else { text })
+        }
+    };
+    let (reading, writing) = (Rig::before(&from, ending(&day)).await, Rig::before(&to, ending(&day)).await);
+    let open = |rig: &Rig, select: &[&str]| {
+        let mut config = rig.config();
+        config.select.images = select.iter().map(|image| (*image).to_owned()).collect();
+        Arc::new(Registry::builder(config).with_logins(Arc::new(Cloud(Arc::clone(&day)))).build().unwrap())
+    };
+    let images = ["app0:v1", "app1:v1", "app2:v1", "app3:v1", "app4:v1", "app5:v1"];
+    let task = || dth_core::sync::Sync::new(open(&reading, &images), open(&writing, &[]));
+    for _ in 0..2 {
+        let report = task().run().await.unwrap();
+        assert!(report.is_success(), "{report}");
+    }
+    assert!(day.load(SeqCst) > 6, "it ended often");
+    for n in 0..6 {
+        let name = format!("app{n}");
+        assert_eq!(there.graph(&name, "v1").await, source.graph(&name, "v1").await);
+    }
 }
 
 /// R5: a storm of 429 is waited out, as long as it asks for.

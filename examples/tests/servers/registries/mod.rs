@@ -1,9 +1,9 @@
 //! Images between real registries: the CNCF's distribution registry, with skopeo and the registry's own API as referees.
 
+mod ecr;
 mod faults;
 mod images;
 mod promises;
-
 mod rig;
 mod server;
 mod workers;

@@ -39,6 +39,10 @@ pub(crate) struct Asked {
     pub(crate) method: String,
     pub(crate) path: String,
     pub(crate) authorization: Option<String>,
+    /// Which bytes it says that it brings.
+    pub(crate) content_range: Option<String>,
+    /// What it wants of an API of AWS.
+    pub(crate) target: String,
 }
 
 /// What happens to it, instead of being passed on and answered.
@@ -58,6 +62,8 @@ pub(crate) enum Act {
     Slowly(Duration),
     /// It is done, and the answer is lost.
     Lose,
+    /// The body of the answer is another one.
+    Edit(fn(&mut Value)),
 }
 
 type Hook = dyn Fn(&Asked) -> Act + Send + Sync;
@@ -95,11 +101,15 @@ impl Rig {
     /// What stands before the registry of an emulated Amazon ECR, so that it is reached as that of Amazon is: by its own name
     /// (this is a proxy that leads there and nowhere else), over TLS, and with a login.
     pub(crate) async fn as_ecr(emulator: &str) -> (Self, Certificate) {
+        Self::as_ecr_that(emulator, |_| Act::Pass).await
+    }
+
+    pub(crate) async fn as_ecr_that(emulator: &str, hook: impl Fn(&Asked) -> Act + Send + Sync + 'static) -> (Self, Certificate) {
         let certificate = Certificate::of(&[ECR_HOST]);
         let tls = tokio_rustls::TlsAcceptor::from(Arc::new(certificate.of_server()));
-        let hook = |asked: &Asked| {
+        let hook = move |asked: &Asked| {
             if asked.authorization.as_deref() == Some(ECR_LOGIN) {
-                return Act::Pass;
+                return hook(asked);
             }
             let challenge = format!("Basic realm=\"https://{ECR_HOST}/\",service=\"ecr.amazonaws.com\"");
             Act::Answer(401, vec![("www-authenticate", challenge)], "Not Authorized\n")
@@ -167,11 +177,16 @@ async fn tunnel(mut socket: TcpStream) -> Option<TcpStream> {
 impl State {
     async fn serve(&self, request: Request<Incoming>) -> Result<Response<Body>, BoxError> {
         let path = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
-        let authorization = request.headers().get("authorization").map(|v| v.to_str().unwrap_or_default().to_owned());
-        let asked = Asked { method: request.method().to_string(), path: path.clone(), authorization };
+        let header = |name: &str| request.headers().get(name).map(|v| v.to_str().unwrap_or_default().to_owned());
+        let target = header("x-amz-target").and_then(|target| target.rsplit('.').next().map(str::to_owned)).unwrap_or_default();
+        let (authorization, content_range) = (header("authorization"), header("content-range"));
+        let asked = Asked { method: request.method().to_string(), path: path.clone(), authorization, content_range, target };
         self.log.lock().unwrap().push(format!("{} {}", asked.method, asked.path));
         let act = (self.hook)(&asked);
         if let Act::Answer(status, headers, text) = act {
+            // Read first: whoever answers before that may break the connection under its answer.
+            let mut body = request.into_body().into_data_stream();
+            while let Some(Ok(_)) = body.next().await {}
             let mut answer = Response::builder().status(status);
             for (name, value) in headers {
                 answer = answer.header(name, value);
@@ -249,8 +264,14 @@ impl State {
         if cut || matches!(act, Act::Lose) {
             return Err("cut".into());
         }
-        let (parts, incoming) = answer.into_parts();
+        let (mut parts, incoming) = answer.into_parts();
         let body: Body = match act {
+            Act::Edit(edit) => {
+                let mut all: Value = serde_json::from_slice(&incoming.collect().await?.to_bytes())?;
+                edit(&mut all);
+                parts.headers.remove("content-length");
+                body::full(all.to_string().into())
+            }
             Act::Cut(at) => http_body_util::StreamBody::new(cut_after(incoming, at)).boxed_unsync(),
             Act::Flip(at) => {
                 let mut left = at;

@@ -1,13 +1,12 @@
-//! Programs: several workers, a kill in the middle, and Amazon ECR's API.
+//! Programs: several workers, and a kill in the middle.
 
 use super::{
     images::{Client, must_be_equal},
     rig::{Act, Rig},
-    server::{Auth, DockerRegistry, sum},
+    server::sum,
     two,
 };
-use crate::support::{bytes, venv};
-use dth_examples::servers::Server;
+use crate::support::bytes;
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -114,119 +113,4 @@ async fn a_kill_in_a_layer_leaves_no_half_image() {
     let done = run(env!("CARGO_BIN_EXE_ecr_copy"), &["-c", &file]).await;
     assert!(done.status.success(), "{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
     assert_eq!(client.graph("app", "v1").await, source.graph("app", "v1").await);
-}
-
-/// Amazon ECR as ministack has it, under the name that Amazon gives it, over TLS and with ECR's logins: repositories that are made
-/// with their settings, listings with digests and without tags, deletions.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs the servers of `cargo xtask test`"]
-async fn repositories_of_ecr_are_made_listed_and_cleared() {
-    let venv = venv();
-    let (ecr, registry) = tokio::join!(Server::ministack(&venv), DockerRegistry::start(Auth::Open));
-    let ecr = ecr.unwrap();
-    let (as_ecr, certificate) = Rig::as_ecr(ecr.endpoint.trim_start_matches("http://")).await;
-    let (source, back) = (Client::new(&registry.host), DockerRegistry::start(Auth::Open).await);
-    // One of them in pieces.
-    let layers = [bytes(30_000, 1), bytes(65 << 20, 2)];
-    source.push_image("team/app", Some("v1"), false, &layers, "amd64").await;
-    source.push_image("team/app", Some("v2"), false, &layers[..1], "amd64").await;
-    source.push_image("other", Some("v1"), true, &layers, "amd64").await;
-    let folder = tempfile::tempdir().unwrap();
-    // No name of a registry: ECR tells it.
-    let of_ecr = |side: &str, more: &str| {
-        format!(
-            "[{side}_registry]\nca_file = {:?}\nproxy = {{ kind = \"url\", url = \"http://{}\", no_proxy = \"127.0.0.1\" }}\n{more}\n\
-             [{side}_ecr]\nregion = \"us-east-1\"\nendpoint = {:?}\nenvironment_prefix = \"ECR\"\n",
-            certificate.ca_file(),
-            as_ecr.host,
-            ecr.endpoint
-        )
-    };
-    let plain = |side: &str, host: &str, more: &str| format!("[{side}_registry]\nregistry = {host:?}\ninsecure = true\n{more}\n");
-    let write = |name: &str, text: String| {
-        let file = folder.path().join(name);
-        std::fs::write(&file, text).unwrap();
-        file.display().to_string()
-    };
-    let state = |name: &str| format!("state = \"{}\"\ndestination_prefix = \"mirror\"\n", folder.path().join(name).display());
-    let copy = async |file: &str, more: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ecr_copy"));
-        command.args(["-c", file]).args(more).env("ECR_ACCESS_KEY_ID", "test").env("ECR_SECRET_ACCESS_KEY", "test").stdin(Stdio::null());
-        let out = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
-        (out.status.code(), format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr)))
-    };
-    let select = "select.images = [\"team/app:ALL_TAGS\", \"other:v1\"]";
-    // Without leave, none is made, and that is said (R13).
-    let refused = write(
-        "refused.toml",
-        [state("a.db"), plain("source", &registry.host, select), of_ecr("destination", "")].concat() + "[worker]\nmax_attempts = 1\n",
-    );
-    let (code, told) = copy(&refused, &[]).await;
-    assert!(code == Some(3) && told.contains("the repository does not exist"), "{told}");
-    let policy = r#"{"rules":[{"rulePriority":1,"selection":{"tagStatus":"untagged","countType":"sinceImagePushed","countUnit":"days","countNumber":14},"action":{"type":"expire"}}]}"#;
-    let made = format!(
-        "create = {{ immutable_tags = false, scan_on_push = true, kms_key = \"aws/ecr\", lifecycle_policy = '{policy}', tags = {{ by = \"dth\" }} }}\n"
-    );
-    let text = [state("b.db"), plain("source", &registry.host, select), of_ecr("destination", ""), made].concat();
-    let out = write("out.toml", text.clone());
-    let (code, told) = copy(&out, &[]).await;
-    assert_eq!(code, Some(0), "{told}");
-    let facts = ecr
-        .python(
-            &venv,
-            "ecr = client('ecr')\nr = ecr.describe_repositories(repositoryNames=['mirror/team/app'])['repositories'][0]\n\
-             p = ecr.get_lifecycle_policy(repositoryName='mirror/team/app')['lifecyclePolicyText']\n\
-             print(r['imageScanningConfiguration']['scanOnPush'], r['encryptionConfiguration']['encryptionType'], r['imageTagMutability'], 'untagged' in p)\n\
-             print(sorted(t for i in ecr.describe_images(repositoryName='mirror/team/app')['imageDetails'] for t in i.get('imageTags', [])))\n",
-            &[],
-        )
-        .await
-        .unwrap();
-    assert_eq!(facts.trim(), "True KMS MUTABLE True\n['v1', 'v2']");
-    let (code, told) = copy(&out, &["--report", "json"]).await;
-    assert!(code == Some(0) && told.contains("\"unchanged\": {\n        \"objects\": 3"), "{told}");
-    // Back from there: its listing tells digests, and what has no tag.
-    ecr.python(
-        &venv,
-        "ecr = client('ecr')\nm = ecr.batch_get_image(repositoryName='mirror/other', imageIds=[{'imageTag': 'v1'}])['images'][0]\n\
-         text = m['imageManifest'].replace('\"schemaVersion\"', ' \"schemaVersion\"')\n\
-         import urllib.request, os, hashlib\n\
-         d = 'sha256:' + hashlib.sha256(text.encode()).hexdigest()\n\
-         u = os.environ['DTH_ENDPOINT'] + '/v2/mirror/other/manifests/' + d\n\
-         r = urllib.request.Request(u, text.encode(), {'Content-Type': 'application/vnd.docker.distribution.manifest.v2+json'}, method='PUT')\n\
-         print(urllib.request.urlopen(r).status, d)\n",
-        &[],
-    )
-    .await
-    .unwrap();
-    let more = "select.repositories = [\"mirror/**\"]\nselect.untagged = true";
-    let text =
-        format!("state = \"{}\"\n", folder.path().join("c.db").display()) + &of_ecr("source", more) + &plain("destination", &back.host, "");
-    let (code, told) = copy(&write("back.toml", text), &[]).await;
-    assert_eq!(code, Some(0), "{told}");
-    let there = Client::new(&back.host);
-    for (name, tag) in [("team/app", "v1"), ("team/app", "v2"), ("other", "v1")] {
-        assert_eq!(there.graph(&format!("mirror/{name}"), tag).await, source.graph(name, tag).await, "{name}");
-    }
-    assert!(told.contains("copied                                  4"), "three tags, and one without: {told}");
-    // What the source lost goes, by ECR's own call.
-    let digest = source.manifest("team/app", "v2").await.unwrap().0;
-    source.call("DELETE", &format!("/v2/team/app/manifests/{digest}"), &[], bytes::Bytes::new()).await;
-    let (code, told) = copy(&write("clear.toml", text_with_deletions(&text_of(&out))), &[]).await;
-    assert_eq!(code, Some(0), "{told}");
-    let left = ecr
-        .python(&venv, "print([i.get('imageTags') for i in client('ecr').describe_images(repositoryName='mirror/team/app')['imageDetails'] if i.get('imageTags')])", &[])
-        .await
-        .unwrap();
-    assert_eq!(left.trim(), "[['v1']]");
-    let asked = as_ecr.asked();
-    assert!(asked.iter().any(|a| a.starts_with("PATCH /v2/mirror/")), "{asked:?}");
-}
-
-fn text_of(file: &str) -> String {
-    std::fs::read_to_string(file).unwrap()
-}
-
-fn text_with_deletions(text: &str) -> String {
-    format!("{text}\n[finder]\ndelete_extra = true\n")
 }
