@@ -82,6 +82,8 @@ pub struct PutOptions {
     pub condition: Condition,
     /// The store refuses bytes that do not have this checksum, where it knows the algorithm.
     pub checksum: Option<Checksum>,
+    /// It is brought for an entry that needs it, by which it is found ([`Source::children`](crate::source::Source::children)).
+    pub child: bool,
 }
 
 /// What a write answers.
@@ -274,6 +276,12 @@ pub trait Sink: Index {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Placed::Absent),
             Err(error) => Err(error),
         }
+    }
+
+    /// Does what belongs to a write and may be lacking behind it, where a worker finds what it was to write there already, as
+    /// `etag`: the one who wrote it may have died. Called again, it does no harm.
+    async fn settle(&self, _key: &ObjectKey, _etag: &ETag) -> Result<()> {
+        Ok(())
     }
 
     /// Whether objects can be copied from there inside the store.

@@ -3,8 +3,9 @@
 //! Children have no jobs of their own: they count with their root. What is content-addressed is brought once in a process,
 //! whoever needs it; the others wait for it, and have it linked.
 
-use super::{Attempt, Journal, Transfer, note, whole};
+use super::{Attempt, Ended, Journal, Transfer, note, whole};
 use crate::{
+    checksum::Algorithm,
     error::{Error, ErrorKind, Op, Result},
     job::{Job, Seen},
     object::{ETag, Entry, EtagKind, ObjectInfo, ObjectKey},
@@ -44,6 +45,16 @@ impl Brought {
         self.unproven = self.unproven.or(other.unproven);
         self.not_carried.extend(other.not_carried);
     }
+
+    fn count_in(&self, ended: &mut Ended) {
+        ended.bytes += self.bytes;
+        if self.unproven.is_some() {
+            ended.record.verified = self.unproven;
+            if ended.outcome == Outcome::Copied {
+                ended.outcome = Outcome::CopiedTransportOnly;
+            }
+        }
+    }
 }
 
 impl Transfer {
@@ -74,7 +85,8 @@ impl Transfer {
                 return self.unreadable(job, error, journal).await.map(|ended| Attempt::Ended(Box::new(ended)));
             }
         };
-        if let Some(ended) = self.already_there(job, key, &ObjectInfo::of(family.entry.clone()), held, journal).await? {
+        if let Some(mut ended) = self.already_there(job, key, &ObjectInfo::of(family.entry.clone()), held, journal).await? {
+            journal.brought.count_in(&mut ended);
             return Ok(Attempt::Ended(Box::new(ended)));
         }
         let brought = if wrong(Bug::ChildrenLast) { Ok(Brought::default()) } else { self.children_first(&family, line).await };
@@ -95,11 +107,7 @@ impl Transfer {
             self.children_first(&family, line).await?;
         }
         if let Attempt::Ended(ended) = &mut attempt {
-            ended.bytes += journal.brought.bytes;
-            if journal.brought.unproven.is_some() && ended.outcome == Outcome::Copied {
-                ended.outcome = Outcome::CopiedTransportOnly;
-                ended.record.verified = journal.brought.unproven;
-            }
+            journal.brought.count_in(ended);
         }
         Ok(attempt)
     }
@@ -157,7 +165,11 @@ impl Transfer {
             match placed.await? {
                 Placed::There => {
                     reached(Branch::ChildThere);
-                    return Ok(Brought::default());
+                    // Known by its name to be right; by a name that is not checked here, to be there.
+                    let by_content = self.source.index_capability().etag == EtagKind::Digest;
+                    let checked = child.etag.as_ref().is_some_and(|etag| etag.as_str().starts_with("sha256:"));
+                    let unproven = (by_content && !checked).then_some(Verified::Transport(Algorithm::Crc64Nvme));
+                    return Ok(Brought { unproven, ..Brought::default() });
                 }
                 Placed::Absent => break Seen::Absent,
                 Placed::Other(etag) => break Seen::Present(etag),
@@ -166,7 +178,7 @@ impl Transfer {
             }
         };
         let job = Job::copy(child, seen);
-        let mut journal = Journal::detached(&child.key, self.env.now());
+        let mut journal = Journal::of_child(&child.key, self.env.now());
         let ended = match self.copy(&job, &key, &mut journal, line).await.and_then(|work| whole(&job, work)) {
             Ok(ended) => ended,
             Err(error) => {

@@ -72,6 +72,8 @@ pub struct Journal<'a> {
     attempts: u32,
     pub(super) parity: Parity,
     not_carried: Vec<String>,
+    /// The entry is brought for another one.
+    pub(super) child: bool,
     /// For the entry, by all tries at it.
     pub(super) brought: Brought,
     /// Which objects may be handed out in parts.
@@ -96,6 +98,7 @@ impl<'a> Journal<'a> {
             attempts,
             parity,
             not_carried: Vec::new(),
+            child: false,
             brought: Brought::default(),
             giants: None,
             waiting: None,
@@ -150,11 +153,17 @@ impl<'a> Journal<'a> {
             attempts: 1,
             parity: Parity::default(),
             not_carried: Vec::new(),
+            child: false,
             brought: Brought::default(),
             giants: None,
             waiting: None,
             sequencer: None,
         }
+    }
+
+    /// The same for what is brought for another entry.
+    pub(super) fn of_child(key: &ObjectKey, now: Timestamp) -> Self {
+        Self { child: true, ..Self::detached(key, now) }
     }
 
     /// The record as it is known to be stored.

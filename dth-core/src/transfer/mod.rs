@@ -539,6 +539,7 @@ impl Transfer {
         }
         reached(Branch::AlreadyThere);
         self.drop_upload(job, journal).await?;
+        self.settings.retry.run(&*self.env, || self.sink.settle(key, etag)).await?;
         if self.sink.sink_capability().tags_follow && journal.is_redelivery() {
             // A worker may have died between the completion and the tags.
             let options = self.put_options(info, journal, false).await?;
@@ -736,9 +737,9 @@ impl Transfer {
     /// Content headers, metadata and tags for the destination.
     async fn put_options(&self, info: &ObjectInfo, journal: &mut Journal<'_>, from_head: bool) -> Result<PutOptions> {
         if !self.settings.metadata {
-            return Ok(PutOptions::default());
+            return Ok(PutOptions { child: journal.child, ..PutOptions::default() });
         }
-        let mut options = PutOptions { attributes: info.attributes.clone(), ..PutOptions::default() };
+        let mut options = PutOptions { child: journal.child, attributes: info.attributes.clone(), ..PutOptions::default() };
         for name in self.sink.not_carried(&info.attributes) {
             journal.not_carried(&name);
         }

@@ -6,7 +6,7 @@ use crate::{
     env::{Env, random_below},
     error::{Error, ErrorKind, Op, Result, Retry},
     index::{Index, IndexCapability, ListPage, ListRequest},
-    object::{Attributes, Entry, ObjectInfo, ObjectKey, Tags, VersionId},
+    object::{Attributes, ETag, Entry, ObjectInfo, ObjectKey, Tags, VersionId},
     queue::{DeadLetter, Delivery, Depth, Message, Queue, QueueCapability, Receipt},
     scope::TaskScope,
     sink::{Body, Condition, OpenUpload, Part, Placed, PutOptions, Sink, SinkCapability, UploadId, Written},
@@ -527,6 +527,9 @@ impl<T: Sink + ?Sized> Sink for Chaos<T> {
     async fn put(&self, key: &ObjectKey, body: Body, options: &PutOptions) -> Result<Written> {
         let (key, options, body) = (key.clone(), options.clone(), self.weather.sent(body));
         pass!(self, Put, |inner| inner.put(&key, body, &options))
+    }
+    async fn settle(&self, key: &ObjectKey, etag: &ETag) -> Result<()> {
+        self.inner.settle(key, etag).await
     }
     async fn place(&self, key: &ObjectKey, child: &Entry) -> Result<Placed> {
         let (key, child) = (key.clone(), child.clone());
