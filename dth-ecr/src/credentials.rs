@@ -120,7 +120,7 @@ impl Logins {
                 let mut known = self.lock();
                 let Some(old) = known.as_mut().filter(|known| known.ends > now()) else { return Err(error) };
                 tracing::warn!(error = %error.chain(), "a login could not be renewed; it is still good");
-                old.renew = now() + AGAIN;
+                old.renew = (now() + AGAIN).min(old.ends);
                 Ok(old.login.clone())
             }
         }

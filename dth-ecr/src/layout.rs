@@ -53,8 +53,6 @@ struct Inner {
     root: PathBuf,
     repository: String,
     writing: Arc<tokio::sync::Mutex<()>>,
-    /// Manifests whose next write is for others, by which they are found.
-    children: Mutex<HashSet<ObjectKey>>,
     /// Repositories that the index named when it was last read.
     names: Mutex<Option<HashSet<String>>>,
 }
@@ -96,7 +94,6 @@ impl OciLayout {
                 root: root.to_owned(),
                 repository: repository.to_owned(),
                 writing: Arc::default(),
-                children: Mutex::default(),
                 names: Mutex::default(),
             }),
         })
@@ -237,9 +234,14 @@ impl OciLayout {
             return Ok(false);
         }
         let ImageKey::Manifest { digest, .. } = image else { return Ok(true) };
-        let whole = async { self.lacking(&self.manifest(digest, None, Op::Place).await?, Op::Place).await };
+        let whole = async {
+            let manifest = self.manifest(digest, None, Op::Place).await?;
+            // What refers to another is found by the index, too.
+            let found = manifest.subject().is_none() || self.listed(Op::Place).await?.contains_key(key);
+            Ok::<_, Error>(found && self.lacking(&manifest, Op::Place).await?.is_none())
+        };
         match whole.await {
-            Ok(lacking) => Ok(lacking.is_none()),
+            Ok(whole) => Ok(whole),
             // What lies there is sent again.
             Err(error) if error.kind() == ErrorKind::Corrupt => Ok(false),
             Err(error) => Err(error),
@@ -473,8 +475,7 @@ impl Sink for OciLayout {
         self.write(&manifest.digest, Body::Bytes(vec![manifest.bytes.clone()])).await?;
         // What refers to another is found by the index, too; a child is found by its parent, unless it comes for its own sake.
         let tagged = matches!(image, ImageKey::Tag { .. });
-        let child = lock(&self.inner.children).remove(key);
-        if !child || manifest.subject().is_some() {
+        if !options.child || manifest.subject().is_some() {
             let mut descriptor = manifest.as_referrer();
             if tagged {
                 descriptor["annotations"] = json!({ REF_NAME: key.as_str() });
@@ -497,9 +498,6 @@ impl Sink for OciLayout {
         }
         if self.is_whole(key, child, &image).await? {
             return Ok(Placed::There);
-        }
-        if matches!(image, ImageKey::Manifest { .. }) {
-            lock(&self.inner.children).insert(key.clone());
         }
         Ok(Placed::Absent)
     }

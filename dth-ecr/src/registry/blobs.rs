@@ -1,6 +1,8 @@
 //! What is known of the blobs of a destination: which repositories have them, who is sending them, and uploads that were begun.
 
+use bytes::Bytes;
 use dth_core::{
+    checksum::{Algorithm, Checksum},
     env::{SharedEnv, random_id},
     error::Result,
     state::StateStore,
@@ -30,6 +32,15 @@ const BEGUN: usize = 1000;
 /// After so many links in a row that failed, none is tried for this time: Amazon ECR links only where that is switched on, and
 /// only what a manifest names (<https://docs.aws.amazon.com/AmazonECR/latest/userguide/blob-mounting.html>).
 const UNLINKED: (u32, Duration) = (3, Duration::from_secs(60));
+
+/// For so long a worker may change a list of referrers before others take it for dead.
+const LEASE: Duration = Duration::from_secs(180);
+
+/// Claims that are remembered; one that was forgotten is not renewed, and no more.
+const CLAIMS: usize = 10_000;
+
+/// Repositories that are remembered of one blob.
+const PLACES: usize = 256;
 
 /// Those who wait ask again after this time.
 pub(super) const AGAIN: Duration = Duration::from_secs(1);
@@ -117,7 +128,10 @@ impl Blobs {
                 known.at.remove(&oldest);
             }
         }
-        known.at.entry(digest.to_owned()).or_default().insert(name.to_owned());
+        let names = known.at.entry(digest.to_owned()).or_default();
+        if names.len() < PLACES {
+            names.insert(name.to_owned());
+        }
     }
 
     /// The registry says that what was seen is not there any more.
@@ -184,8 +198,45 @@ impl Blobs {
             // Somebody was faster; or it was we, and the answer was lost: the next look tells.
             return Ok(Turn::Theirs);
         }
-        self.lock().claims.insert(digest.to_owned(), version + 1);
+        let mut known = self.lock();
+        if known.claims.len() >= CLAIMS {
+            known.claims.clear();
+        }
+        known.claims.insert(digest.to_owned(), version + 1);
         Ok(Turn::Ours(None))
+    }
+
+    /// The right to change something of the registry that has no conditional writes, among all workers; waited for. `None` where
+    /// nothing is noted.
+    pub(super) async fn lease(&self, what: &str) -> Result<Option<u64>> {
+        let Some(notes) = &self.notes else { return Ok(None) };
+        let name = self.lease_of(what);
+        loop {
+            let note = notes.note(&name).await?;
+            let noted: Noted = note.as_ref().and_then(|n| serde_json::from_str(&n.text).ok()).unwrap_or_default();
+            let (now, version) = (self.env.now(), note.map_or(0, |n| n.version));
+            let others = noted.by.as_ref().is_some_and(|by| *by != self.worker);
+            let taken = others && noted.until.is_some_and(|until| until > now && until <= now + 2 * LEASE);
+            if !taken && notes.save_note(&name, &self.claim_text(now, LEASE), version).await? {
+                return Ok(Some(version + 1));
+            }
+            tokio::time::sleep(AGAIN / 4).await;
+        }
+    }
+
+    /// Gives it back.
+    pub(super) async fn release(&self, what: &str, lease: Option<u64>) {
+        if let (Some(notes), Some(version)) = (&self.notes, lease)
+            && let Err(error) = notes.save_note(&self.lease_of(what), "{}", version).await
+        {
+            tracing::debug!(what, error = %error.chain(), "others wait until the lease ends");
+        }
+    }
+
+    /// Names may be longer than those of notes.
+    fn lease_of(&self, what: &str) -> String {
+        let text = Bytes::from(format!("{} {what}", self.registry));
+        format!("refer {}", Checksum::of(Algorithm::Sha256, &[text]).to_hex())
     }
 
     fn claim_text(&self, now: Timestamp, time: Duration) -> String {

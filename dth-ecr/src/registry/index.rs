@@ -62,7 +62,7 @@ struct Referrers {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Referrer {
+pub(super) struct Referrer {
     media_type: String,
     digest: String,
 }
@@ -266,6 +266,8 @@ impl Registry {
             let all = self.catalog(MAX_PAGES).await?.0;
             names.extend(all.into_iter().map(|name| self.inner.config.rename_back(&name)).filter(|name| selected.takes_repository(name)));
         }
+        // Found out anew for each listing.
+        self.inner.without_referrers.store(false, Relaxed);
         let mut names: Vec<String> = names.into_iter().collect();
         names.sort_by_cached_key(|name| format!("{name}:"));
         let names = Arc::new(names);
@@ -444,7 +446,7 @@ impl Registry {
             let image = ImageKey::Manifest { name: here.to_owned(), digest: subject.digest.clone() };
             subjects.extend(self.manifests_under(&image).await?);
         }
-        for referrer in self.referrers_of(here, &subject.digest).await? {
+        for referrer in self.referrers_of(here, &subject.digest).await?.unwrap_or_default() {
             let key = ImageKey::Manifest { name: name.to_owned(), digest: referrer.digest.clone() };
             entries.push(Entry { etag: key.etag(), ..bare(&key) });
             subjects.push(Subject { digest: referrer.digest, index: is_index(&referrer.media_type) });
@@ -477,26 +479,41 @@ impl Registry {
         }
     }
 
-    /// What the registry's API says that refers to a digest; nothing where it has none.
-    async fn referrers_of(&self, name: &str, digest: &str) -> Result<Vec<Referrer>> {
-        let mut all = Vec::new();
+    /// What the registry's API says that refers to a digest; `None` where it has no such API.
+    pub(super) async fn referrers_of(&self, name: &str, digest: &str) -> Result<Option<Vec<Referrer>>> {
         if self.inner.without_referrers.load(Relaxed) {
-            return Ok(all);
+            return Ok(None);
         }
+        if let Some(all) = self.asked_for_referrers(name, digest).await? {
+            return Ok(Some(all));
+        }
+        // The page of a gateway is no word of the registry: that must answer in between, and the page come again.
+        let image = ImageKey::Manifest { name: name.to_owned(), digest: digest.to_owned() };
+        match self.look(&image.to_key(), &image).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Some(Vec::new())),
+            looked => drop(looked?),
+        }
+        if let Some(all) = self.asked_for_referrers(name, digest).await? {
+            return Ok(Some(all));
+        }
+        tracing::info!(registry = self.inner.config.registry, "it has no referrers API: tags stand for it");
+        self.inner.without_referrers.store(true, Relaxed);
+        Ok(None)
+    }
+
+    async fn asked_for_referrers(&self, name: &str, digest: &str) -> Result<Option<Vec<Referrer>>> {
+        let mut all = Vec::new();
         let path = format!("/v2/{name}/referrers/{digest}");
         let called = format!("{name}@{digest}: its referrers");
         let list = Listed { path, accept: Some(OCI_INDEX), scope: Scope::Pull(name.to_owned()), called, most_pages: MAX_PAGES };
         match self.pages(list, |page: Referrers| all.extend(page.manifests.into_iter().filter(|r| is_digest(&r.digest)))).await {
+            Ok(_) => Ok(Some(all)),
             // What went meanwhile says nothing of the registry.
-            Err(error) if matches!(error.code(), Some("NAME_UNKNOWN" | "MANIFEST_UNKNOWN")) => {}
+            Err(error) if matches!(error.code(), Some("NAME_UNKNOWN" | "MANIFEST_UNKNOWN")) => Ok(Some(Vec::new())),
             // An empty list is an answer; no page at all is a registry without the API.
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unsupported) || error.code() == Some("404") => {
-                tracing::info!(registry = self.inner.config.registry, "it has no referrers API: tags stand for it");
-                self.inner.without_referrers.store(true, Relaxed);
-            }
-            listed => drop(listed?),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unsupported) || error.code() == Some("404") => Ok(None),
+            Err(error) => Err(error),
         }
-        Ok(all)
     }
 
     /// A repository is there now.
@@ -519,7 +536,7 @@ impl Registry {
         let names = match self.catalog(1).await {
             Ok((names, true)) => Some(names.into_iter().collect::<HashSet<_>>()),
             Ok((_, false)) => None,
-            Err(error) if error.is_retryable() && error.code() != Some("404") => return Err(error),
+            // Nothing depends on it but the number of requests.
             Err(error) => {
                 tracing::debug!(registry = self.inner.config.registry, error = %error.chain(), "repositories are not listed");
                 None

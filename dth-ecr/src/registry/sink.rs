@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use dth_core::{
     error::{Error, ErrorKind, Op, Result, Retry},
-    object::{Attributes, Entry, ObjectKey},
+    object::{Attributes, ETag, Entry, ObjectKey},
     sink::{Body, Condition, Placed, PutOptions, Sink, SinkCapability, Written},
     source::ByteStream,
 };
@@ -84,6 +84,11 @@ impl Sink for Registry {
         }
     }
 
+    async fn settle(&self, key: &ObjectKey, _: &ETag) -> Result<()> {
+        let image = self.image(key, Op::Put)?;
+        if matches!(image, ImageKey::Blob { .. } | ImageKey::Unlisted { .. }) { Ok(()) } else { self.settle_manifest(&image).await }
+    }
+
     /// A link to where the registry has it, or a look.
     async fn place(&self, key: &ObjectKey, child: &Entry) -> Result<Placed> {
         let image = self.image(key, Op::Place)?;
@@ -113,6 +118,7 @@ impl Sink for Registry {
                     blobs.was_linked(linked);
                 }
                 if linked {
+                    drop(blobs.take_begun(name, digest));
                     blobs.landed(name, digest).await;
                     return Ok(Placed::There);
                 }
@@ -127,6 +133,7 @@ impl Sink for Registry {
                     return Ok(Placed::There);
                 }
                 Ok(_) => {
+                    self.settle_manifest(&image).await?;
                     blobs.seen(name, digest);
                     return Ok(Placed::There);
                 }
@@ -222,6 +229,8 @@ impl Registry {
                     Err(error)
                 };
             }
+            // That it is there would say nothing of whether it is found: it is sent again.
+            Err(error) if error.maybe_applied() && manifest.subject().is_some() => return Err(self.not_yet_found(image, error)),
             Err(error) => {
                 if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::NotFound | ErrorKind::Invalid) {
                     // Something that was there is not: everything of this repository is looked at again.
@@ -241,35 +250,86 @@ impl Registry {
             let why = format!("the registry stored it as {stored}, and it is {}", manifest.digest);
             return Err(Error::new(ErrorKind::Corrupt, Op::Put, self.target(image)).with_source(why));
         }
-        blobs.seen(name, &manifest.digest);
         self.exists(name).await;
         if let Some(subject) = manifest.subject().filter(|_| !referred) {
-            self.refer(name, &subject, manifest).await?;
+            self.refer(name, &subject, manifest).await.map_err(|e| self.not_yet_found(image, e))?;
         }
+        blobs.seen(name, &manifest.digest);
         Ok(images::written(&manifest.digest, Some(&manifest.media_type)))
+    }
+
+    /// What must not be taken for done because the manifest is there.
+    fn not_yet_found(&self, image: &ImageKey, error: Error) -> Error {
+        let kind =
+            if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Precondition) { ErrorKind::Unavailable } else { error.kind() };
+        Error::new(kind, Op::Put, self.target(image)).with_retry(error.retry()).with_source(error)
+    }
+
+    /// Has a manifest that is there found by what it refers to, where that takes a tag: whoever sent it may have died in between.
+    async fn settle_manifest(&self, image: &ImageKey) -> Result<()> {
+        let manifest = match self.fetch(image, Op::Place).await {
+            // It is sent, therefore.
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            manifest => manifest?,
+        };
+        let Some(subject) = manifest.subject() else { return Ok(()) };
+        // Tells whether there is an API, too.
+        let listed = self.referrers_of(image.name(), &subject).await?;
+        if listed.is_some() {
+            return Ok(());
+        }
+        self.refer(image.name(), &subject, &manifest).await.map_err(|e| self.not_yet_found(image, e))
     }
 
     /// A registry that knows nothing of subjects has tags for that, which clients keep up to date
     /// (<https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md#referrers-tag-schema>).
     async fn refer(&self, name: &str, subject: &str, manifest: &Manifest) -> Result<()> {
         self.inner.without_referrers.store(true, Relaxed);
-        let _alone = self.inner.referrers.lock().await;
         let image = ImageKey::Tag { name: name.to_owned(), tag: subject.replace(':', "-") };
-        // Another worker may write it at the same time: until ours is in it.
+        // One change at a time: in this process, and, by a note, among all workers.
+        let _alone = self.inner.referrers.lock().await;
+        let lease = self.inner.blobs.lease(&image.to_string()).await?;
+        let referred = self.refer_alone(&image, manifest).await;
+        self.inner.blobs.release(&image.to_string(), lease).await;
+        referred
+    }
+
+    async fn refer_alone(&self, image: &ImageKey, manifest: &Manifest) -> Result<()> {
+        let mut gone: BTreeSet<String> = BTreeSet::new();
+        let digest_of = |entry: &Value| entry.get("digest").and_then(Value::as_str).map(str::to_owned).unwrap_or_default();
+        // Somebody else's tool may write it at the same time: until ours is in it.
         for _ in 0..REFERS {
-            let mut index = match self.fetch(&image, Op::Put).await {
+            let mut index = match self.fetch(image, Op::Put).await {
                 Ok(found) => serde_json::from_slice(&found.bytes).unwrap_or_default(),
                 Err(error) if error.kind() == ErrorKind::NotFound => Value::Null,
                 Err(error) => return Err(error),
             };
             let manifests = manifests_of(&mut index);
-            if manifests.iter().any(|m| m.get("digest").and_then(Value::as_str) == Some(&*manifest.digest)) {
+            if manifests.iter().any(|listed| digest_of(listed) == manifest.digest) {
                 return Ok(());
             }
+            manifests.retain(|listed| !gone.contains(&digest_of(listed)));
             manifests.push(manifest.as_referrer());
-            self.send_manifest(&image, OCI_INDEX, index.to_string().into()).await?.done().await;
+            let listed: Vec<String> = manifests.iter().map(digest_of).collect();
+            match self.send_manifest(image, OCI_INDEX, index.to_string().into()).await {
+                Ok(answer) => answer.done().await,
+                // What somebody removed is listed still, and a registry that checks lists refuses it.
+                Err(error) if error.code() == Some("MANIFEST_BLOB_UNKNOWN") && gone.is_empty() => {
+                    for digest in listed {
+                        let one = ImageKey::Manifest { name: image.name().to_owned(), digest: digest.clone() };
+                        match self.look(&one.to_key(), &one).await {
+                            Err(other) if other.kind() == ErrorKind::NotFound => drop(gone.insert(digest)),
+                            looked => drop(looked?),
+                        }
+                    }
+                    if gone.is_empty() {
+                        return Err(error);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
         }
-        Err(Error::new(ErrorKind::Conflict, Op::Put, self.target(&image)).with_source("others keep changing the list of referrers"))
+        Err(Error::new(ErrorKind::Conflict, Op::Put, self.target(image)).with_source("others keep changing the list of referrers"))
     }
 
     async fn put_blob(&self, image: &ImageKey, digest: &str, body: Body) -> Result<Written> {

@@ -40,7 +40,7 @@ const LONGEST_LIFE: u64 = 24 * 3600;
 /// Most bytes of a token service's answer.
 const MAX_TOKEN: u64 = 1 << 20;
 
-/// Tokens that are kept at once; the oldest of a registry with more repositories than that are asked for again.
+/// Tokens that are kept at once; of a registry with more repositories than that, some are asked for again.
 const MAX_KEPT: usize = 4096;
 
 /// What a request needs to be allowed.
@@ -281,9 +281,15 @@ impl Auth {
 
     fn slot(&self, scopes: &BTreeSet<Scope>) -> Arc<Slot> {
         let mut slots = lock(&self.slots);
-        if slots.len() > MAX_KEPT {
+        if slots.len() >= MAX_KEPT && !slots.contains_key(scopes) {
             let now = Instant::now();
             slots.retain(|_, slot| Arc::strong_count(slot) > 1 || lock(&slot.token).as_ref().is_some_and(|t| t.stale > now));
+            // Where all are good still, half of them are asked for again.
+            let (full, mut nth) = (slots.len() >= MAX_KEPT, 0);
+            slots.retain(|_, slot| {
+                nth += 1;
+                !full || nth % 2 == 0 || Arc::strong_count(slot) > 1
+            });
         }
         Arc::clone(slots.entry(scopes.clone()).or_default())
     }

@@ -8,6 +8,7 @@ use super::{
     two,
 };
 use crate::support::{bytes, venv};
+use dth_core::{index::Index, sink::Sink};
 use dth_ecr::{Login, LoginSource, Registry, RegistryConfig};
 use dth_examples::servers::Server;
 use std::{
@@ -219,6 +220,90 @@ async fn logins_that_end_are_renewed() {
         let name = format!("app{n}");
         assert_eq!(there.graph(&name, "v1").await, source.graph(&name, "v1").await);
     }
+}
+
+/// R8: where a tag stands for the referrers API, a referrer is in it, whatever answer was lost, whoever was interrupted between the
+/// manifest and the tag, and however many workers change it at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs the servers of `cargo xtask test`"]
+async fn referrers_are_found_whatever_was_interrupted() {
+    let (from, to) = two().await;
+    let (source, there) = (Client::new(&from.host), Client::new(&to.host));
+    let subject = source.push_image("app", Some("v1"), false, &[bytes(1000, 1)], "amd64").await;
+    let mut referrers = Vec::new();
+    for n in 0..16 {
+        let pushed = source.push_referrer("app", &subject, "application/spdx+json", format!("number {n}").as_bytes()).await;
+        referrers.push(pushed["digest"].as_str().unwrap().to_owned());
+    }
+    let tag = subject["digest"].as_str().unwrap().replace(':', "-");
+    let listed = async |there: &Client| -> BTreeSet<String> {
+        let found = there.manifest("app", &tag).await.map(|(_, list)| list).unwrap_or_default();
+        found["manifests"].as_array().into_iter().flatten().map(|m| m["digest"].as_str().unwrap().to_owned()).collect()
+    };
+    let all = |referrers: &[String]| referrers.iter().cloned().collect::<BTreeSet<_>>();
+    let state = Arc::new(dth_core::memory::MemoryState::new());
+    let open = |config| Arc::new(Registry::builder(config).with_notes(Arc::clone(&state) as _).build().unwrap());
+    let reading = open(from.config());
+    let task = |sink: Arc<Registry>| dth_core::sync::Sync::new(Arc::clone(&reading) as _, sink);
+    let key = |digest: &String| dth_core::object::ObjectKey::new(format!("app@{digest}"));
+    task(open(to.config())).copy_one(&"app:v1".into()).await.unwrap();
+
+    // The answer to the manifest is lost, and the tag is refused once.
+    let (lost, refused) = (AtomicU32::new(0), AtomicU32::new(0));
+    let losing = Rig::before(&to, move |asked| match asked.method.as_str() {
+        "PUT" if asked.path.contains("/manifests/sha256:") && lost.fetch_add(1, SeqCst) == 0 => Act::Lose,
+        "PUT" if asked.path.contains("/manifests/sha256-") && refused.fetch_add(1, SeqCst) == 0 => Act::Answer(503, vec![], ""),
+        _ => Act::Pass,
+    })
+    .await;
+    task(open(losing.config())).copy_one(&key(&referrers[0])).await.unwrap();
+    assert_eq!(listed(&there).await, all(&referrers[..1]));
+
+    // One that was written without its tag is settled by whoever finds it: as what it was to write, and as a child.
+    let dying = Rig::before(&to, |asked| {
+        let dies = asked.method == "PUT" && asked.path.contains("/manifests/sha256-");
+        if dies { Act::Answer(503, vec![], "") } else { Act::Pass }
+    })
+    .await;
+    for digest in &referrers[1..3] {
+        let mut impatient = task(open(dying.config()));
+        let settings = dth_core::worker::WorkerSettings::default();
+        let retry = dth_core::retry::RetryPolicy { tries: 1, ..settings.transfer.retry };
+        impatient = impatient.with_worker(dth_core::worker::WorkerSettings {
+            transfer: dth_core::transfer::TransferSettings { retry, ..settings.transfer },
+            ..settings
+        });
+        assert!(impatient.copy_one(&key(digest)).await.is_err());
+        assert!(there.manifest("app", digest).await.is_some(), "the manifest was written");
+    }
+    assert_eq!(listed(&there).await, all(&referrers[..1]));
+    let found = task(open(to.config())).copy_one(&key(&referrers[1])).await.unwrap();
+    assert_eq!(found.outcome, dth_core::state::Outcome::AlreadyCurrent);
+    let child = reading.head(&key(&referrers[2]), None).await.unwrap().entry;
+    assert_eq!(open(to.config()).place(&child.key, &child).await.unwrap(), dth_core::sink::Placed::There);
+    assert_eq!(listed(&there).await, all(&referrers[..3]));
+
+    // What somebody deleted, and left in the list, keeps nobody out.
+    let gone = referrers[0].clone();
+    assert_eq!(there.call("DELETE", &format!("/v2/app/manifests/{gone}"), &[], bytes::Bytes::new()).await.status, 202);
+    task(open(to.config())).copy_one(&key(&referrers[3])).await.unwrap();
+    assert!(listed(&there).await.contains(&referrers[3]));
+
+    // Two workers, where changes take their time, one more than another: the list that was read is an older one by then.
+    let changes = AtomicU32::new(0);
+    let slowly = move |asked: &Asked| {
+        let changes = || changes.fetch_add(1, SeqCst) % 3;
+        let wait = if asked.method == "PUT" && asked.path.contains("/manifests/sha256-") { 60 * u64::from(changes()) } else { 0 };
+        Act::After(Box::pin(tokio::time::sleep(Duration::from_millis(wait))))
+    };
+    let slow = Rig::before(&to, slowly).await;
+    let workers = [open(slow.config()), open(slow.config())];
+    let copies = referrers[4..].iter().enumerate().map(|(n, digest)| {
+        let task = task(Arc::clone(&workers[n % 2]));
+        async move { task.copy_one(&key(digest)).await.unwrap() }
+    });
+    futures_util::future::join_all(copies).await;
+    assert!(listed(&there).await.is_superset(&all(&referrers[1..])), "{:?}", listed(&there).await);
 }
 
 /// R5: a storm of 429 is waited out, as long as it asks for.
