@@ -9,7 +9,7 @@ use crate::{
 };
 use async_trait::async_trait;
 use dth_core::{
-    error::{Error, ErrorKind, Op, Result},
+    error::{Error, ErrorKind, Op, Result, Retry},
     index::{Index, IndexCapability, ListFrom, ListPage, ListRequest},
     object::{ETag, Entry, ObjectInfo, ObjectKey, VersionId},
 };
@@ -31,6 +31,8 @@ const PAGE: usize = 1000;
 const MAX_PAGES: usize = 100_000;
 /// Repositories, and looks, that are asked for at once.
 const AT_ONCE: usize = 16;
+/// Tries of one look among many.
+const PATIENCE: u32 = 4;
 /// For so long what is known of a registry's repositories is not asked again.
 const KNOWN: Duration = Duration::from_secs(600);
 
@@ -187,7 +189,7 @@ impl Index for Registry {
             if !source && self.is_new(image.name()).await? {
                 return Ok(None);
             }
-            match self.look(&key, &image).await {
+            match self.look_patiently(&key, &image).await {
                 Ok(info) => Ok(Some(info.entry)),
                 Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
                 // One that cannot be looked at takes no other along: its job will tell why.
@@ -224,6 +226,24 @@ impl Registry {
                 }
             }
             told => told,
+        }
+    }
+
+    /// The same among many, which are not all asked again for one that is to wait.
+    async fn look_patiently(&self, key: &ObjectKey, image: &ImageKey) -> Result<ObjectInfo> {
+        let mut tried = 1;
+        loop {
+            match self.look(key, image).await {
+                Err(error) if error.kind() == ErrorKind::Throttled && tried < PATIENCE => {
+                    let pause = match error.retry() {
+                        Retry::After(time) => time,
+                        _ => Duration::from_millis(200 << tried),
+                    };
+                    tokio::time::sleep(pause).await;
+                    tried += 1;
+                }
+                looked => return looked,
+            }
         }
     }
 
@@ -536,7 +556,8 @@ impl Registry {
         let names = match self.catalog(1).await {
             Ok((names, true)) => Some(names.into_iter().collect::<HashSet<_>>()),
             Ok((_, false)) => None,
-            // Nothing depends on it but the number of requests.
+            // Who is to wait waits; otherwise nothing depends on it but the number of requests.
+            Err(error) if error.kind() == ErrorKind::Throttled => return Err(error),
             Err(error) => {
                 tracing::debug!(registry = self.inner.config.registry, error = %error.chain(), "repositories are not listed");
                 None

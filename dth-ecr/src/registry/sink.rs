@@ -38,6 +38,9 @@ const MOST_PIECES: u64 = 4_000;
 /// Tries of an entry in a list of referrers, the last of which sees that it is there.
 const REFERS: u32 = 8;
 
+/// Tries of a look at a session.
+const LOOKS: u32 = 3;
+
 /// Tries of a piece.
 const PIECE_TRIES: u32 = 6;
 
@@ -464,9 +467,7 @@ impl Registry {
             if is_ecr {
                 continue;
             }
-            let answer = self.inner.wire.send(Call { action: Action::Look, ..self.upload(image, Method::GET, &location) }).await;
-            // A session that ended, or never took part of a piece: the blob is sent anew.
-            let answer = answer.map_err(|e| Error::new(ErrorKind::Conflict, Op::Put, self.target(image)).with_source(e))?;
+            let answer = self.session(image, &location).await?;
             let arrived = answer.text("range").and_then(|range| range.rsplit_once('-')?.1.parse::<u64>().ok()).map_or(0, |last| last + 1);
             // `0-0` is what many say of a session without a byte.
             let arrived = if arrived == 1 && at == 0 { 0 } else { arrived };
@@ -478,6 +479,22 @@ impl Registry {
             }
             drop_front(&mut piece, (arrived - at) as usize);
             at = arrived;
+        }
+        unreachable!("tried without end")
+    }
+
+    /// What a session says of itself.
+    async fn session(&self, image: &ImageKey, location: &str) -> Result<Answer> {
+        for tried in 1.. {
+            let answer = self.inner.wire.send(Call { action: Action::Look, ..self.upload(image, Method::GET, location) }).await;
+            match answer {
+                Ok(answer) => return Ok(answer),
+                Err(error) if tried < LOOKS && matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Throttled) => {
+                    tokio::time::sleep(Duration::from_millis(100 << tried)).await;
+                }
+                // One that ended, or never took part of a piece: the blob is sent anew.
+                Err(error) => return Err(Error::new(ErrorKind::Conflict, Op::Put, self.target(image)).with_source(error)),
+            }
         }
         unreachable!("tried without end")
     }
