@@ -1,6 +1,9 @@
 //! What the engine relies on in a store of entries with children, where each backend says in its own form which they are.
 
-use super::{Broken, Checked, GraphBench, Verdict, hold, promises, store::refused};
+use super::{
+    Broken, Checked, GraphBench, Verdict, hold, promises,
+    store::{gathered, refused},
+};
 use crate::{
     checksum::{Algorithm, Checksum},
     error::{Error, ErrorKind},
@@ -13,7 +16,6 @@ use crate::{
     sync::Sync,
 };
 use bytes::Bytes;
-use futures_util::StreamExt;
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
 promises! { $ graph, GraphBench, conformance_graph:
@@ -90,11 +92,7 @@ impl GraphBench {
     }
 
     async fn get(&self, key: &ObjectKey, options: &ReadOptions) -> Result<Bytes, Error> {
-        let (mut body, mut all) = (self.source.read(key, options).await?.body, Vec::new());
-        while let Some(chunk) = body.next().await {
-            all.extend_from_slice(&chunk?);
-        }
-        Ok(all.into())
+        gathered(self.source.read(key, options).await?.body).await
     }
 
     async fn is_there(&self, key: &ObjectKey, made: &Made) -> Result<(), Broken> {
@@ -123,22 +121,37 @@ impl GraphBench {
         Err(Broken(format!("`{key}` is awaited, and nobody sends it")))
     }
 
-    /// Two leaves under an entry by content, and that beside a third leaf under a name, where a parent may have both kinds.
-    fn family_of(&self, place: &str, name: &str, seed: &str) -> (Made, Vec<Made>, Made) {
+    fn family_of(&self, place: &str, name: &str, seed: &str) -> Graph {
         let leaf = |content: String| self.shape.leaf(place, &content.into());
-        let leaves = vec![leaf(format!("first of {seed}")), leaf("shared".into())];
+        let leaves = [leaf(format!("first of {seed}")), leaf("shared".into())];
         let inner = self.shape.parent(place, None, &leaves);
         let root = self.shape.parent(place, Some(name), std::slice::from_ref(&inner));
-        (root, leaves, inner)
+        Graph { leaves, inner, root }
+    }
+}
+
+/// Two leaves, one of them in every graph, under an entry by content, and that under one with a name.
+struct Graph {
+    leaves: [Made; 2],
+    inner: Made,
+    root: Made,
+}
+
+impl Graph {
+    /// Each behind what it needs.
+    fn all(&self) -> [&Made; 4] {
+        let [first, shared] = &self.leaves;
+        [first, shared, &self.inner, &self.root]
     }
 }
 
 /// A parent tells its own children, each with key, size and etag, and what it is itself; content has none.
 pub async fn children_are_told_with_their_parent(bench: &GraphBench) -> Checked {
     hold!(bench.source.source_capability().children, "it says that its entries have no children");
-    let (root, leaves, inner) = bench.family_of(&bench.place("told"), "v1", "told");
-    bench.put_all(&[&leaves[0], &leaves[1], &inner, &root]).await?;
-    for (parent, children) in [(&root, vec![&inner]), (&inner, leaves.iter().collect()), (&leaves[0], vec![])] {
+    let graph = bench.family_of(&bench.place("told"), "v1", "told");
+    bench.put_all(&graph.all()).await?;
+    let Graph { leaves, inner, root } = &graph;
+    for (parent, children) in [(root, vec![inner]), (inner, leaves.iter().collect()), (&leaves[0], vec![])] {
         let family = bench.family(&parent.key).await?;
         let told: BTreeSet<_> = family.children.iter().map(|c| c.key.as_str()).collect();
         let expected: BTreeSet<_> = children.iter().map(|c| c.key.as_str()).collect();
@@ -159,26 +172,27 @@ pub async fn children_are_told_with_their_parent(bench: &GraphBench) -> Checked 
 /// What is read pinned to the entry that was told with its children has these children, or is not read.
 pub async fn children_are_those_of_what_is_read(bench: &GraphBench) -> Checked {
     let place = bench.place("pinned");
-    let (old, leaves, inner) = bench.family_of(&place, "v1", "old");
-    bench.put_all(&[&leaves[0], &leaves[1], &inner, &old]).await?;
+    let old = bench.family_of(&place, "v1", "old");
+    bench.put_all(&old.all()).await?;
+    let old = &old.root;
     let family = bench.family(&old.key).await?;
     hold!(family.entry.etag.is_some(), "a parent without an etag cannot be pinned");
     let pinned = ReadOptions { if_match: family.entry.etag, ..ReadOptions::default() };
     hold!(bench.get(&old.key, &pinned).await? == old.body, "a pinned read of the same version brings other bytes");
-    let (new, leaves, inner) = bench.family_of(&place, "v1", "new");
-    bench.put_all(&[&leaves[0], &leaves[1], &inner, &new]).await?;
+    let new = bench.family_of(&place, "v1", "new");
+    bench.put_all(&new.all()).await?;
     match bench.get(&old.key, &pinned).await {
         Ok(body) => hold!(body == old.body, "a read that is pinned to the old parent brings the new one"),
         read => hold!(refused(&read, &[ErrorKind::Precondition, ErrorKind::NotFound]), "a read that is pinned to the old parent: {read:?}"),
     }
-    let told: Vec<_> = bench.family(&new.key).await?.children.into_iter().map(|c| c.key).collect();
-    hold!(told == [inner.key.clone()], "the new parent tells {told:?} instead of `{}`", inner.key);
+    let told: Vec<_> = bench.family(&new.root.key).await?.children.into_iter().map(|c| c.key).collect();
+    hold!(told == [new.inner.key.clone()], "the new parent tells {told:?} instead of `{}`", new.inner.key);
     Ok(Verdict::Held)
 }
 
 /// What is not there has no family: `NotFound`.
 pub async fn the_family_of_nothing_is_not_found(bench: &GraphBench) -> Checked {
-    let (root, leaves, inner) = bench.family_of(&bench.place("nothing"), "v1", "nothing");
+    let Graph { leaves, inner, root } = bench.family_of(&bench.place("nothing"), "v1", "nothing");
     bench.put_all(&[&leaves[0], &leaves[1]]).await?;
     for parent in [&root, &inner] {
         let family = bench.family(&parent.key).await;
@@ -239,11 +253,11 @@ pub async fn looks_are_in_their_order(bench: &GraphBench) -> Checked {
     let place = bench.place("look");
     let mut keys = Vec::new();
     for n in 0..5 {
-        let (root, leaves, inner) = bench.family_of(&place, &format!("v{n}"), &format!("look {n}"));
+        let graph = bench.family_of(&place, &format!("v{n}"), &format!("look {n}"));
         if n % 2 == 0 {
-            bench.put_all(&[&leaves[0], &leaves[1], &inner, &root]).await?;
+            bench.put_all(&graph.all()).await?;
         }
-        keys.push(root.key);
+        keys.push(graph.root.key);
     }
     let found = bench.sink.find(&keys).await?;
     hold!(found.len() == keys.len(), "{} answers to {} looks", found.len(), keys.len());
@@ -267,23 +281,21 @@ impl GraphBench {
 
 /// One root, then all of a task: everything under them is at the destination, byte for byte; a second run finds nothing to do.
 pub async fn a_graph_arrives_whole_and_does_nothing_twice(bench: &GraphBench) -> Checked {
-    let (mut roots, mut all) = (Vec::new(), Vec::new());
+    let mut graphs = Vec::new();
     for n in 0..4 {
-        let (root, leaves, inner) = bench.family_of(&bench.place(&format!("from/app{}", n % 2)), &format!("v{n}"), &format!("{n}"));
-        let made = [leaves[0].clone(), leaves[1].clone(), inner, root.clone()];
-        bench.put_all(&made.iter().collect::<Vec<_>>()).await?;
-        all.push(made);
-        roots.push(root);
+        let graph = bench.family_of(&bench.place(&format!("from/app{}", n % 2)), &format!("v{n}"), &format!("{n}"));
+        bench.put_all(&graph.all()).await?;
+        graphs.push(graph);
     }
     let state = Arc::new(MemoryState::new());
     let (one, keys) = bench.task("copy", &state);
-    one.copy_one(&roots[0].key).await?;
-    for made in &all[0] {
+    one.copy_one(&graphs[0].root.key).await?;
+    for made in graphs[0].all() {
         bench.is_there(&keys.to_destination(&made.key), made).await?;
     }
     let first = bench.task("copy", &state).0.run().await?;
     hold!(first.is_success(), "the first run: {:?}", first.run.outcomes);
-    for made in all.iter().flatten() {
+    for made in graphs.iter().flat_map(Graph::all) {
         bench.is_there(&keys.to_destination(&made.key), made).await?;
     }
     let second = bench.task("copy", &state).0.run().await?;
@@ -294,7 +306,7 @@ pub async fn a_graph_arrives_whole_and_does_nothing_twice(bench: &GraphBench) ->
 /// A parent that names a child which is not there does not arrive.
 pub async fn a_graph_that_lacks_a_child_does_not_arrive(bench: &GraphBench) -> Checked {
     let place = bench.place("from/lacking");
-    let (root, leaves, inner) = bench.family_of(&place, "v1", "lacking");
+    let Graph { leaves, inner, root } = bench.family_of(&place, "v1", "lacking");
     bench.put(&leaves[1]).await?;
     if bench.put(&inner).await.is_err() || bench.put(&root).await.is_err() {
         return Ok(Verdict::NotMade("it takes no parent that lacks a child"));

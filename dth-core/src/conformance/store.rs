@@ -9,7 +9,7 @@ use crate::{
     memory::{MemoryQueue, MemoryState},
     object::{Attributes, ETag, Entry, EtagKind, ObjectKey},
     sink::{Body, Condition, MultipartLimits, Part, PutOptions, UploadId, Written},
-    source::{ReadOptions, ReadRange},
+    source::{ByteStream, ReadOptions, ReadRange},
     state::StateStore,
     sync::Sync,
     transfer::TransferSettings,
@@ -136,6 +136,15 @@ pub(super) fn refused<T>(answer: &Result<T, Error>, kinds: &[ErrorKind]) -> bool
     matches!(answer, Err(error) if kinds.contains(&error.kind()))
 }
 
+/// All of a body.
+pub(super) async fn gathered(mut body: ByteStream) -> Result<Bytes, Error> {
+    let mut all = Vec::new();
+    while let Some(chunk) = body.next().await {
+        all.extend_from_slice(&chunk?);
+    }
+    Ok(all.into())
+}
+
 impl StoreBench {
     fn key(&self, name: &str) -> ObjectKey {
         ObjectKey::new(format!("{}{name}", self.prefix))
@@ -147,12 +156,7 @@ impl StoreBench {
 
     async fn get(&self, key: &ObjectKey, options: &ReadOptions) -> Result<(Bytes, std::ops::Range<u64>, Entry), Error> {
         let read = self.source.read(key, options).await?;
-        let mut body = Vec::new();
-        let mut stream = read.body;
-        while let Some(chunk) = stream.next().await {
-            body.extend_from_slice(&chunk?);
-        }
-        Ok((body.into(), read.range, read.info.entry))
+        Ok((gathered(read.body).await?, read.range, read.info.entry))
     }
 
     async fn reads(&self, key: &ObjectKey, body: &Bytes) -> Result<(), Broken> {

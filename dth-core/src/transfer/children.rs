@@ -139,8 +139,13 @@ impl Transfer {
         })
     }
 
+    /// Whether etags are digests, so that equal ones are of equal bytes, whoever needs them.
+    fn is_by_content(&self) -> bool {
+        self.source.index_capability().etag == EtagKind::Digest
+    }
+
     async fn bring(&self, child: &Entry, line: &[ETag]) -> Result<Brought> {
-        let by_content = self.source.index_capability().etag == EtagKind::Digest;
+        let by_content = self.is_by_content();
         if by_content && child.etag.as_ref().is_some_and(|etag| line.contains(etag)) {
             return Err(Error::new(ErrorKind::Invalid, Op::Children, child.key.to_string()).with_source("it is among its own children"));
         }
@@ -166,9 +171,8 @@ impl Transfer {
                 Placed::There => {
                     reached(Branch::ChildThere);
                     // Known by its name to be right; by a name that is not checked here, to be there.
-                    let by_content = self.source.index_capability().etag == EtagKind::Digest;
                     let checked = child.etag.as_ref().is_some_and(|etag| etag.as_str().starts_with("sha256:"));
-                    let unproven = (by_content && !checked).then_some(Verified::Transport(Algorithm::Crc64Nvme));
+                    let unproven = (self.is_by_content() && !checked).then_some(Verified::Transport(Algorithm::Crc64Nvme));
                     return Ok(Brought { unproven, ..Brought::default() });
                 }
                 Placed::Absent => break Seen::Absent,

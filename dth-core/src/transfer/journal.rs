@@ -91,12 +91,17 @@ impl<'a> Journal<'a> {
         for wrong in record.upload.iter().filter_map(|u| u.shared.as_ref()).flat_map(|s| &s.wrong) {
             parity.failed(Some(wrong.clone()));
         }
+        Self { store: Some(tenure), attempts, parity, ..Self::of_record(record, run) }
+    }
+
+    /// A journal that keeps nothing, of a first try.
+    fn of_record(record: Record, run: RunId) -> Self {
         Self {
-            store: Some(tenure),
+            store: None,
             record,
             run,
-            attempts,
-            parity,
+            attempts: 1,
+            parity: Parity::default(),
             not_carried: Vec::new(),
             child: false,
             brought: Brought::default(),
@@ -145,20 +150,7 @@ impl<'a> Journal<'a> {
     /// A journal that keeps nothing: an interrupted upload cannot be resumed.
     pub fn detached(key: &ObjectKey, now: Timestamp) -> Self {
         let run = RunId::new("");
-        let record = Record::new(key.clone(), run.clone(), Status::Started, now);
-        Self {
-            store: None,
-            record,
-            run,
-            attempts: 1,
-            parity: Parity::default(),
-            not_carried: Vec::new(),
-            child: false,
-            brought: Brought::default(),
-            giants: None,
-            waiting: None,
-            sequencer: None,
-        }
+        Self::of_record(Record::new(key.clone(), run.clone(), Status::Started, now), run)
     }
 
     /// The same for what is brought for another entry.

@@ -736,10 +736,11 @@ impl Transfer {
 
     /// Content headers, metadata and tags for the destination.
     async fn put_options(&self, info: &ObjectInfo, journal: &mut Journal<'_>, from_head: bool) -> Result<PutOptions> {
+        let mut options = PutOptions { child: journal.child, ..PutOptions::default() };
         if !self.settings.metadata {
-            return Ok(PutOptions { child: journal.child, ..PutOptions::default() });
+            return Ok(options);
         }
-        let mut options = PutOptions { child: journal.child, attributes: info.attributes.clone(), ..PutOptions::default() };
+        options.attributes = info.attributes.clone();
         for name in self.sink.not_carried(&info.attributes) {
             journal.not_carried(&name);
         }
