@@ -13,7 +13,7 @@ use aws_config::SdkConfig;
 use aws_sdk_ecr::{
     Client,
     error::{ProvideErrorMetadata, SdkError},
-    operation::create_repository::CreateRepositoryError,
+    operation::{create_repository::CreateRepositoryError, describe_images::builders::DescribeImagesFluentBuilder},
     types::{
         DescribeImagesFilter, EncryptionConfiguration, EncryptionType, ImageIdentifier, ImageScanningConfiguration, ImageStatus,
         ImageStatusFilter, ImageTagMutability, Tag,
@@ -111,6 +111,12 @@ impl Ecr {
         Ok(Authorization { login: Login::Basic { username: username.to_owned(), password: Secret::new(password) }, host, good_for })
     }
 
+    /// Archived images are there, too, and not gone.
+    fn describe_images(&self, repository: &str) -> DescribeImagesFluentBuilder {
+        let any = DescribeImagesFilter::builder().image_status(ImageStatusFilter::Any).build();
+        self.client.describe_images().repository_name(repository).set_registry_id(self.config.account.clone()).filter(any)
+    }
+
     async fn create(&self, repository: &str, settings: &RepositorySettings) -> Result<()> {
         let target = format!("ECR repository {repository}");
         let invalid = |e: aws_sdk_ecr::error::BuildError| Error::new(ErrorKind::Invalid, Op::Configure, &*target).with_source(e);
@@ -178,9 +184,7 @@ impl ControlPlane for Ecr {
 
     async fn images(&self, repository: &str) -> Result<Vec<ListedImage>> {
         let mut images = Vec::new();
-        let call = self.client.describe_images().repository_name(repository).set_registry_id(self.config.account.clone());
-        // Archived ones are there, too, and not gone.
-        let mut pages = call.filter(of_any_status()).into_paginator().page_size(PAGE).send();
+        let mut pages = self.describe_images(repository).into_paginator().page_size(PAGE).send();
         while let Some(page) = pages.next().await {
             let page = page.map_err(|e| classify(Op::List, &format!("ECR images of {repository}"), e))?;
             let listed =
@@ -200,16 +204,16 @@ impl ControlPlane for Ecr {
         let call = self.client.describe_repositories().repository_names(repository).set_registry_id(self.config.account.clone());
         match call.send().await {
             Ok(_) if !lock(&self.unfinished).contains(repository) => Ok(()),
-            // Made by us, and still without its policy.
-            Ok(_) => self.create(repository, settings).await,
-            Err(error) if error.code() == Some("RepositoryNotFoundException") => self.create(repository, settings).await,
-            Err(error) => Err(classify(Op::Put, &format!("ECR repository {repository}"), error)),
+            Err(error) if error.code() != Some("RepositoryNotFoundException") => {
+                Err(classify(Op::Put, &format!("ECR repository {repository}"), error))
+            }
+            // Not there, or made by us, and still without its policy.
+            _ => self.create(repository, settings).await,
         }
     }
 
     async fn is_archived(&self, repository: &str, reference: &str) -> Result<bool> {
-        let call = self.client.describe_images().repository_name(repository).set_registry_id(self.config.account.clone());
-        match call.filter(of_any_status()).image_ids(identifier(reference)).send().await {
+        match self.describe_images(repository).image_ids(identifier(reference)).send().await {
             Ok(found) => {
                 let waits = |status: &ImageStatus| matches!(status, ImageStatus::Archived | ImageStatus::Activating);
                 Ok(found.image_details().iter().any(|image| image.image_status().is_some_and(waits)))
@@ -247,10 +251,6 @@ impl ControlPlane for Ecr {
             None => Ok(()),
         }
     }
-}
-
-fn of_any_status() -> DescribeImagesFilter {
-    DescribeImagesFilter::builder().image_status(ImageStatusFilter::Any).build()
 }
 
 fn identifier(reference: &str) -> ImageIdentifier {

@@ -29,7 +29,7 @@ pub(crate) fn is_expiry(status: StatusCode, page: &[u8]) -> bool {
 }
 
 /// Longest wait that a `Retry-After` is believed for.
-const LONGEST: Duration = Duration::from_secs(15 * 60);
+pub(crate) const LONGEST: Duration = Duration::from_secs(15 * 60);
 
 /// An answer that is not a success.
 pub(crate) fn of_answer(op: Op, target: String, status: StatusCode, headers: &HeaderMap, page: &[u8]) -> Error {

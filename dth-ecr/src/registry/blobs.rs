@@ -60,6 +60,21 @@ struct Noted {
     until: Option<Timestamp>,
 }
 
+impl Noted {
+    /// The note, and its version; nothing where there is none, or none that is understood.
+    async fn read(notes: &dyn StateStore, name: &str) -> Result<(Self, u64)> {
+        let note = notes.note(name).await?;
+        let version = note.as_ref().map_or(0, |note| note.version);
+        Ok((note.and_then(|note| serde_json::from_str(&note.text).ok()).unwrap_or_default(), version))
+    }
+
+    /// Whether another worker has it now; nobody can have it for longer than this.
+    fn is_with_others(&self, worker: &str, now: Timestamp, longest: Duration) -> bool {
+        let others = self.by.as_ref().is_some_and(|by| by != worker);
+        others && self.until.is_some_and(|until| until > now && until <= now + longest)
+    }
+}
+
 #[derive(Default)]
 struct Known {
     /// Of each digest, the repositories that have it.
@@ -173,26 +188,22 @@ impl Blobs {
     /// A repository that is noted to have it.
     pub(super) async fn noted_at(&self, digest: &str) -> Result<Option<String>> {
         let Some(notes) = &self.notes else { return Ok(None) };
-        let note = notes.note(&self.note_of(digest)).await?;
-        Ok(note.and_then(|n| serde_json::from_str::<Noted>(&n.text).ok()).and_then(|noted| noted.at))
+        Ok(Noted::read(&**notes, &self.note_of(digest)).await?.0.at)
     }
 
     /// Claims a blob for this worker, unless another one is sending it.
     pub(super) async fn claim(&self, digest: &str) -> Result<Turn> {
         let Some(notes) = &self.notes else { return Ok(Turn::Ours(None)) };
         let name = self.note_of(digest);
-        let note = notes.note(&name).await?;
-        let noted: Noted = note.as_ref().and_then(|n| serde_json::from_str(&n.text).ok()).unwrap_or_default();
+        let (noted, version) = Noted::read(&**notes, &name).await?;
         let now = self.env.now();
         // Of what cannot be linked, another copy is sent.
         if noted.at.is_some() && self.are_linked() {
             return Ok(Turn::Ours(noted.at));
         }
-        let others = noted.by.as_ref().is_some_and(|by| *by != self.worker);
-        if others && noted.until.is_some_and(|until| until > now && until <= now + 2 * BEGIN) {
+        if noted.is_with_others(&self.worker, now, 2 * BEGIN) {
             return Ok(Turn::Theirs);
         }
-        let version = note.map_or(0, |n| n.version);
         let claimed = notes.save_note(&name, &self.claim_text(now, BEGIN), version).await?;
         if !claimed {
             // Somebody was faster; or it was we, and the answer was lost: the next look tells.
@@ -212,11 +223,9 @@ impl Blobs {
         let Some(notes) = &self.notes else { return Ok(None) };
         let name = self.lease_of(what);
         loop {
-            let note = notes.note(&name).await?;
-            let noted: Noted = note.as_ref().and_then(|n| serde_json::from_str(&n.text).ok()).unwrap_or_default();
-            let (now, version) = (self.env.now(), note.map_or(0, |n| n.version));
-            let others = noted.by.as_ref().is_some_and(|by| *by != self.worker);
-            let taken = others && noted.until.is_some_and(|until| until > now && until <= now + 2 * LEASE);
+            let (noted, version) = Noted::read(&**notes, &name).await?;
+            let now = self.env.now();
+            let taken = noted.is_with_others(&self.worker, now, 2 * LEASE);
             if !taken && notes.save_note(&name, &self.claim_text(now, LEASE), version).await? {
                 return Ok(Some(version + 1));
             }
@@ -226,10 +235,8 @@ impl Blobs {
 
     /// Gives it back.
     pub(super) async fn release(&self, what: &str, lease: Option<u64>) {
-        if let (Some(notes), Some(version)) = (&self.notes, lease)
-            && let Err(error) = notes.save_note(&self.lease_of(what), "{}", version).await
-        {
-            tracing::debug!(what, error = %error.chain(), "others wait until the lease ends");
+        if let (Some(notes), Some(version)) = (&self.notes, lease) {
+            clear(&**notes, &self.lease_of(what), version).await;
         }
     }
 
@@ -262,7 +269,7 @@ impl Blobs {
         let written = async {
             let version = match claimed {
                 Some(version) => version,
-                None => notes.note(&note).await?.map_or(0, |n| n.version),
+                None => Noted::read(&**notes, &note).await?.1,
             };
             notes.save_note(&note, &text, version).await
         };
@@ -276,7 +283,7 @@ impl Blobs {
     pub(super) async fn given_up(&self, digest: &str) {
         let claimed = self.lock().claims.remove(digest);
         if let (Some(notes), Some(version)) = (&self.notes, claimed) {
-            self.clear(notes, digest, version).await;
+            clear(&**notes, &self.note_of(digest), version).await;
         }
     }
 
@@ -286,17 +293,18 @@ impl Blobs {
             names.remove(from);
         }
         let Some(notes) = &self.notes else { return };
-        if let Ok(Some(note)) = notes.note(&self.note_of(digest)).await
-            && serde_json::from_str::<Noted>(&note.text).is_ok_and(|noted| noted.at.as_deref() == Some(from))
+        let name = self.note_of(digest);
+        if let Ok((noted, version)) = Noted::read(&**notes, &name).await
+            && noted.at.as_deref() == Some(from)
         {
-            self.clear(notes, digest, note.version).await;
+            clear(&**notes, &name, version).await;
         }
     }
+}
 
-    async fn clear(&self, notes: &Arc<dyn StateStore>, digest: &str, version: u64) {
-        if let Err(error) = notes.save_note(&self.note_of(digest), "{}", version).await {
-            tracing::debug!(digest, error = %error.chain(), "others wait until the claim ends");
-        }
+async fn clear(notes: &dyn StateStore, name: &str, version: u64) {
+    if let Err(error) = notes.save_note(name, "{}", version).await {
+        tracing::debug!(name, error = %error.chain(), "others wait until it ends");
     }
 }
 

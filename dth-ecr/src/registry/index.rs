@@ -2,6 +2,7 @@
 
 use super::{ControlPlane, Registry};
 use crate::{
+    error::LONGEST,
     images,
     key::{ImageKey, is_digest, is_name, is_tag},
     manifest::{ACCEPT, OCI_INDEX, is_index},
@@ -9,9 +10,10 @@ use crate::{
 };
 use async_trait::async_trait;
 use dth_core::{
-    error::{Error, ErrorKind, Op, Result, Retry},
+    error::{Error, ErrorKind, Op, Result},
     index::{Index, IndexCapability, ListFrom, ListPage, ListRequest},
     object::{ETag, Entry, ObjectInfo, ObjectKey, VersionId},
+    retry::RetryPolicy,
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 use http::{Method, header};
@@ -32,7 +34,7 @@ const MAX_PAGES: usize = 100_000;
 /// Repositories, and looks, that are asked for at once.
 const AT_ONCE: usize = 16;
 /// Tries of one look among many.
-const PATIENCE: u32 = 4;
+const PATIENCE: RetryPolicy = RetryPolicy { tries: 4, base_ms: 800, cap_ms: LONGEST.as_millis() as u64 };
 /// For so long what is known of a registry's repositories is not asked again.
 const KNOWN: Duration = Duration::from_secs(600);
 
@@ -231,19 +233,13 @@ impl Registry {
 
     /// The same among many, which are not all asked again for one that is to wait.
     async fn look_patiently(&self, key: &ObjectKey, image: &ImageKey) -> Result<ObjectInfo> {
-        let mut tried = 1;
+        let mut tried = 0;
         loop {
-            match self.look(key, image).await {
-                Err(error) if error.kind() == ErrorKind::Throttled && tried < PATIENCE => {
-                    let pause = match error.retry() {
-                        Retry::After(time) => time,
-                        _ => Duration::from_millis(200 << tried),
-                    };
-                    tokio::time::sleep(pause).await;
-                    tried += 1;
-                }
-                looked => return looked,
-            }
+            tried += 1;
+            let looked = self.look(key, image).await;
+            let throttled = looked.as_ref().err().filter(|error| error.kind() == ErrorKind::Throttled);
+            let Some(pause) = throttled.and_then(|error| PATIENCE.pause(error, tried, &*self.inner.env)) else { return looked };
+            tokio::time::sleep(pause).await;
         }
     }
 

@@ -78,6 +78,7 @@ struct Inner {
     selected: Selected,
     control: Option<Arc<dyn ControlPlane>>,
     manifests: Manifests,
+    env: SharedEnv,
     blobs: Blobs,
     repositories: Repositories,
     /// It has no referrers API.
@@ -138,7 +139,8 @@ impl RegistryBuilder {
             inner: Arc::new(Inner {
                 wire: Wire::new(&config, logins)?,
                 selected: Selected::new(&config.select, &config.registry)?,
-                blobs: Blobs::new(&config.registry, notes, env),
+                blobs: Blobs::new(&config.registry, notes, Arc::clone(&env)),
+                env,
                 config,
                 control,
                 manifests: Manifests::default(),

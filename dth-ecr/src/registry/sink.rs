@@ -5,6 +5,7 @@ use super::{
     blobs::{AGAIN, CLAIM, Turn},
 };
 use crate::{
+    error::LONGEST,
     hosts::{of_ecr, takes_no_pieces},
     images,
     key::ImageKey,
@@ -16,6 +17,7 @@ use bytes::Bytes;
 use dth_core::{
     error::{Error, ErrorKind, Op, Result, Retry},
     object::{Attributes, ETag, Entry, ObjectKey},
+    retry::RetryPolicy,
     sink::{Body, Condition, Placed, PutOptions, Sink, SinkCapability, Written},
     source::ByteStream,
 };
@@ -39,10 +41,10 @@ const MOST_PIECES: u64 = 4_000;
 const REFERS: u32 = 8;
 
 /// Tries of a look at a session.
-const LOOKS: u32 = 3;
+const LOOKS: RetryPolicy = RetryPolicy { tries: 3, base_ms: 400, cap_ms: LONGEST.as_millis() as u64 };
 
 /// Tries of a piece.
-const PIECE_TRIES: u32 = 6;
+const PIECES: RetryPolicy = RetryPolicy { tries: 6, base_ms: 400, cap_ms: LONGEST.as_millis() as u64 };
 
 #[async_trait]
 impl Sink for Registry {
@@ -203,14 +205,13 @@ impl Registry {
         self.inner.blobs.forget(image.name());
         self.inner.repositories.is_missing(image.name());
         let target = format!("{}/{}", self.inner.config.registry, image.name());
-        match &self.inner.control {
+        let why = match &self.inner.control {
             // Made, and not everywhere yet, or removed by somebody: it is ensured again.
-            Some(control) if control.makes_repositories() => Error::new(ErrorKind::Conflict, Op::Put, target).with_source(error),
-            Some(_) => Error::new(ErrorKind::Denied, Op::Put, target)
-                .with_source(format!("the repository does not exist: make it, or set `create` for this registry ({})", error.chain())),
-            None => Error::new(ErrorKind::Denied, Op::Put, target)
-                .with_source(format!("the registry makes no such repository: make it, or its project, there ({})", error.chain())),
-        }
+            Some(control) if control.makes_repositories() => return Error::new(ErrorKind::Conflict, Op::Put, target).with_source(error),
+            Some(_) => "the repository does not exist: make it, or set `create` for this registry",
+            None => "the registry makes no such repository: make it, or its project, there",
+        };
+        Error::new(ErrorKind::Denied, Op::Put, target).with_source(format!("{why} ({})", error.chain()))
     }
 
     async fn send_manifest(&self, image: &ImageKey, media_type: &str, bytes: Bytes) -> Result<Answer> {
@@ -445,9 +446,7 @@ impl Registry {
                 }
                 Err(error) => error,
             };
-            if !error.is_retryable() || tried >= PIECE_TRIES {
-                return Err(error);
-            }
+            let Some(pause) = PIECES.pause(&error, tried, &*self.inner.env) else { return Err(error) };
             // Amazon ECR's word on a session stays that of its first piece; which byte it waits for it says when another one comes.
             if let Some(wanted) = wanted_byte(&error).filter(|_| is_ecr) {
                 if !(at + 1..=at + bytes).contains(&wanted) {
@@ -457,10 +456,6 @@ impl Registry {
                 at = wanted;
                 continue;
             }
-            let pause = match error.retry() {
-                Retry::After(time) => time,
-                _ => Duration::from_millis(100 << tried),
-            };
             tracing::debug!(%image, at, error = %error.chain(), "going on with an upload");
             metrics::counter!("dth_registry_resumed_uploads_total").increment(1);
             tokio::time::sleep(pause).await;
@@ -485,18 +480,14 @@ impl Registry {
 
     /// What a session says of itself.
     async fn session(&self, image: &ImageKey, location: &str) -> Result<Answer> {
-        for tried in 1.. {
+        let look = || async {
             let answer = self.inner.wire.send(Call { action: Action::Look, ..self.upload(image, Method::GET, location) }).await;
-            match answer {
-                Ok(answer) => return Ok(answer),
-                Err(error) if tried < LOOKS && matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Throttled) => {
-                    tokio::time::sleep(Duration::from_millis(100 << tried)).await;
-                }
-                // One that ended, or never took part of a piece: the blob is sent anew.
-                Err(error) => return Err(Error::new(ErrorKind::Conflict, Op::Put, self.target(image)).with_source(error)),
-            }
-        }
-        unreachable!("tried without end")
+            let may_pass = |error: &Error| matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Throttled);
+            answer.map_err(|error| if may_pass(&error) { error } else { error.with_retry(Retry::Never) })
+        };
+        // One that ended, or never took part of a piece: the blob is sent anew.
+        let answer = LOOKS.run(&*self.inner.env, look).await;
+        answer.map_err(|error| Error::new(ErrorKind::Conflict, Op::Put, self.target(image)).with_source(error))
     }
 
     async fn delete_as(&self, image: &ImageKey, asked: &ImageKey) -> Result<()> {
