@@ -3,10 +3,9 @@
 use super::{
     images::Client,
     rig::{Act, Asked, Rig},
-    server::{Auth, Certificate, DockerRegistry},
+    server::{Auth, Certificate, DockerRegistry, ecr_and_registry, host},
 };
 use crate::support::{bytes, venv};
-use dth_examples::servers::Server;
 use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -38,10 +37,6 @@ fn plain(side: &str, registry: &DockerRegistry, more: &str) -> String {
     format!("[{side}_registry]\nregistry = {:?}\ninsecure = true\n{more}\n", registry.host)
 }
 
-fn host(emulator: &Server) -> &str {
-    emulator.endpoint.trim_start_matches("http://")
-}
-
 /// A folder for settings and states.
 struct Files(tempfile::TempDir);
 
@@ -58,9 +53,7 @@ impl Files {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs the servers of `cargo xtask test`"]
 async fn repositories_of_ecr_are_made_listed_and_cleared() {
-    let venv = venv();
-    let (ecr, registry) = tokio::join!(Server::ministack(&venv), DockerRegistry::start(Auth::Open));
-    let ecr = ecr.unwrap();
+    let (ecr, registry) = ecr_and_registry().await;
     // A policy that is refused, because the repository is not everywhere yet, is not forgotten.
     let policies = AtomicU32::new(0);
     let api = Rig::before_host(host(&ecr), move |asked| {
@@ -95,7 +88,7 @@ async fn repositories_of_ecr_are_made_listed_and_cleared() {
     assert_eq!(code, Some(0), "{told}");
     let facts = ecr
         .python(
-            &venv,
+            &venv(),
             "ecr = client('ecr')\nr = ecr.describe_repositories(repositoryNames=['mirror/team/app'])['repositories'][0]\n\
              p = [ecr.get_lifecycle_policy(repositoryName='mirror/' + n)['lifecyclePolicyText'] for n in ('team/app', 'other')]\n\
              print(r['imageScanningConfiguration']['scanOnPush'], r['encryptionConfiguration']['encryptionType'], r['imageTagMutability'], all('untagged' in one for one in p))\n\
@@ -109,7 +102,7 @@ async fn repositories_of_ecr_are_made_listed_and_cleared() {
     assert!(code == Some(0) && told.contains("\"unchanged\": {\n        \"objects\": 3"), "{told}");
     // Back from there: its listing tells digests, and what has no tag.
     ecr.python(
-        &venv,
+        &venv(),
         "ecr = client('ecr')\nm = ecr.batch_get_image(repositoryName='mirror/other', imageIds=[{'imageTag': 'v1'}])['images'][0]\n\
          text = m['imageManifest'].replace('\"schemaVersion\"', ' \"schemaVersion\"')\n\
          import urllib.request, os, hashlib\n\
@@ -135,7 +128,7 @@ async fn repositories_of_ecr_are_made_listed_and_cleared() {
     let (code, told) = copy(&files.settings("out", &[&out[..], &["[finder]\ndelete_extra = true\n"]].concat()), &[]).await;
     assert_eq!(code, Some(0), "{told}");
     let left = ecr
-        .python(&venv, "print([i.get('imageTags') for i in client('ecr').describe_images(repositoryName='mirror/team/app')['imageDetails'] if i.get('imageTags')])", &[])
+        .python(&venv(), "print([i.get('imageTags') for i in client('ecr').describe_images(repositoryName='mirror/team/app')['imageDetails'] if i.get('imageTags')])", &[])
         .await
         .unwrap();
     assert_eq!(left.trim(), "[['v1']]");
@@ -148,9 +141,7 @@ async fn repositories_of_ecr_are_made_listed_and_cleared() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs the servers of `cargo xtask test`"]
 async fn sessions_of_ecr_are_gone_on_with() {
-    let venv = venv();
-    let (ecr, from) = tokio::join!(Server::ministack(&venv), DockerRegistry::start(Auth::Open));
-    let ecr = ecr.unwrap();
+    let (ecr, from) = ecr_and_registry().await;
     let source = Client::new(&from.host);
     source.push_image("app", Some("v1"), false, &[bytes(70 << 20, 1)], "amd64").await;
     let (stored, pieces) = (Mutex::new(0u64), AtomicU32::new(0));
@@ -196,10 +187,8 @@ async fn sessions_of_ecr_are_gone_on_with() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs the servers of `cargo xtask test`"]
 async fn an_archived_image_is_skipped_and_not_deleted() {
-    let venv = venv();
-    let (ecr, to) = tokio::join!(Server::ministack(&venv), DockerRegistry::start(Auth::Open));
-    let ecr = ecr.unwrap();
-    ecr.python(&venv, "client('ecr').create_repository(repositoryName='app')", &[]).await.unwrap();
+    let (ecr, to) = ecr_and_registry().await;
+    ecr.python(&venv(), "client('ecr').create_repository(repositoryName='app')", &[]).await.unwrap();
     let (source, there) = (Client::new(host(&ecr)), Client::new(&to.host));
     for (n, tag) in ["old", "new", "gone"].into_iter().enumerate() {
         source.push_image("app", Some(tag), false, &[bytes(1000, n as u64)], "amd64").await;

@@ -4,13 +4,12 @@ use super::{
     Copying,
     images::Client,
     rig::{Act, Asked, Rig},
-    server::{Auth, DockerRegistry, sum},
+    server::{Auth, DockerRegistry, ecr_and_registry, host, sum},
     two,
 };
 use crate::support::{bytes, venv};
 use dth_core::{index::Index, sink::Sink};
 use dth_ecr::{Login, LoginSource, Registry, RegistryConfig};
-use dth_examples::servers::Server;
 use std::{
     collections::BTreeSet,
     sync::{
@@ -124,11 +123,9 @@ async fn broken_connections_are_gone_on_from() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs the servers of `cargo xtask test`"]
 async fn upload_sessions_are_gone_on_with() {
-    let venv = venv();
-    let (ecr, from) = tokio::join!(Server::ministack(&venv), DockerRegistry::start(Auth::Open));
-    let ecr = ecr.unwrap();
-    let emulator = ecr.endpoint.trim_start_matches("http://");
-    ecr.python(&venv, "client('ecr').create_repository(repositoryName='app')", &[]).await.unwrap();
+    let (ecr, from) = ecr_and_registry().await;
+    let emulator = host(&ecr);
+    ecr.python(&venv(), "client('ecr').create_repository(repositoryName='app')", &[]).await.unwrap();
     let (source, there) = (Client::new(&from.host), Client::new(emulator));
     source.push_image("app", Some("v1"), false, &[bytes(70 << 20, 1)], "amd64").await;
     let pieces = AtomicU32::new(0);

@@ -2,7 +2,7 @@
 
 use crate::support::venv;
 use dth_ecr::{CredentialsConfig, RegistryConfig};
-use dth_examples::servers::reserve_ports;
+use dth_examples::servers::{Server, reserve_ports};
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
@@ -199,6 +199,18 @@ impl DockerRegistry {
         let asked = std::fs::read_to_string(self.folder.path().join("asked")).unwrap_or_default();
         asked.lines().map(str::to_owned).collect()
     }
+}
+
+/// An emulator of Amazon ECR, and a registry beside it.
+pub(crate) async fn ecr_and_registry() -> (Server, DockerRegistry) {
+    let venv = venv();
+    let (ecr, registry) = tokio::join!(Server::ministack(&venv), DockerRegistry::start(Auth::Open));
+    (ecr.unwrap(), registry)
+}
+
+/// Where a server is reached without TLS, as registries are named.
+pub(crate) fn host(server: &Server) -> &str {
+    server.endpoint.trim_start_matches("http://")
 }
 
 /// The sum of what begins so.
