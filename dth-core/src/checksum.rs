@@ -19,6 +19,8 @@ pub enum Algorithm {
     Crc32c,
     /// CRC-64/NVME.
     Crc64Nvme,
+    /// CRC-64 of ECMA-182, bits reversed (CRC-64/XZ), as Alibaba OSS and Tencent COS give it for every object.
+    Crc64Ecma,
     /// SHA-256.
     Sha256,
 }
@@ -26,7 +28,7 @@ pub enum Algorithm {
 impl Algorithm {
     /// Whether the values of consecutive ranges combine to the value of the whole.
     pub const fn combines(self) -> bool {
-        matches!(self, Self::Crc32c | Self::Crc64Nvme)
+        matches!(self, Self::Crc32c | Self::Crc64Nvme | Self::Crc64Ecma)
     }
 
     /// The stable lower-case name.
@@ -35,6 +37,7 @@ impl Algorithm {
             Self::Md5 => "md5",
             Self::Crc32c => "crc32c",
             Self::Crc64Nvme => "crc64nvme",
+            Self::Crc64Ecma => "crc64ecma",
             Self::Sha256 => "sha256",
         }
     }
@@ -43,6 +46,7 @@ impl Algorithm {
         match self {
             Self::Crc32c => Some(crc_fast::CrcAlgorithm::Crc32Iscsi),
             Self::Crc64Nvme => Some(crc_fast::CrcAlgorithm::Crc64Nvme),
+            Self::Crc64Ecma => Some(crc_fast::CrcAlgorithm::Crc64Xz),
             Self::Md5 | Self::Sha256 => None,
         }
     }
@@ -194,12 +198,13 @@ mod tests {
         assert_eq!(of(Algorithm::Md5), "25f9e794323b453885f5181f1b624d0b");
         assert_eq!(of(Algorithm::Crc32c), "e3069283");
         assert_eq!(of(Algorithm::Crc64Nvme), "ae8b14860a799888");
+        assert_eq!(of(Algorithm::Crc64Ecma), "995dc9bbdf1939fa");
         assert_eq!(of(Algorithm::Sha256), "15e2b0d3c33891ebb0f1ef609ec419420c20e320ce94c65fbc8c3312448eb225");
     }
 
     #[test]
     fn parts_combine_to_the_whole() {
-        for algorithm in [Algorithm::Crc32c, Algorithm::Crc64Nvme] {
+        for algorithm in [Algorithm::Crc32c, Algorithm::Crc64Nvme, Algorithm::Crc64Ecma] {
             let part = |b: &'static [u8]| Checksum::of(algorithm, &[Bytes::from_static(b)]);
             let joined = part(b"12345").combine(&part(b"6789"), 4);
             assert_eq!(joined, Some(part(b"123456789")));

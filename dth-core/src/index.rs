@@ -67,12 +67,14 @@ pub struct IndexCapability {
     /// As a destination, it is asked for the source's keys ([`Index::find`]) rather than listed: it holds much else, or its
     /// listing tells little. Where deletions are wanted it is listed all the same.
     pub looked_up: bool,
+    /// Storage classes, as listings name them, whose objects must be restored before they can be read.
+    pub archived: &'static [&'static str],
 }
 
 impl IndexCapability {
     /// As Amazon S3 has it: pages of 1,000 keys of at most 1,024 bytes, in byte order, from any key on.
     pub const fn like_s3(etag: EtagKind) -> Self {
-        Self { order: ListOrder::Bytes, start_after: true, page_max: 1000, etag, max_key: 1024, looked_up: false }
+        Self { order: ListOrder::Bytes, start_after: true, page_max: 1000, etag, max_key: 1024, looked_up: false, archived: &[] }
     }
 }
 

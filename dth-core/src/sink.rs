@@ -162,10 +162,28 @@ pub struct MultipartLimits {
 /// Which conditions the sink honours. One that is ignored cannot be told from its answer, so a provider profile says it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Conditions {
-    /// `Absent` and `Match` on put and complete.
-    pub publish: bool,
+    /// `Absent` on put and complete.
+    pub absent: bool,
+    /// `Match` on put and complete.
+    pub unchanged: bool,
     /// `Match` on delete.
     pub delete: bool,
+}
+
+impl Conditions {
+    /// All of them.
+    pub const ALL: Self = Self { absent: true, unchanged: true, delete: true };
+    /// None of them.
+    pub const NONE: Self = Self { absent: false, unchanged: false, delete: false };
+
+    /// Whether this one is honoured by put and complete.
+    pub fn honours(self, condition: &Condition) -> bool {
+        match condition {
+            Condition::None => true,
+            Condition::Absent => self.absent,
+            Condition::Match(_) => self.unchanged,
+        }
+    }
 }
 
 /// What a sink can do.
@@ -183,6 +201,8 @@ pub struct SinkCapability {
     pub conditions: Conditions,
     /// Checksums that the store verifies on put and on each part when they are given; MD5 stands for `Content-MD5`.
     pub verifies: &'static [Algorithm],
+    /// Checksums that the store takes by itself, and tells of every part and object.
+    pub checksums: &'static [Algorithm],
     /// Whether tags can be stored with an object.
     pub tags: bool,
     /// Whether the tags of an object in parts must follow its completion ([`Sink::put_tags`]).

@@ -176,7 +176,7 @@ impl Outcome {
 pub enum Verified {
     /// Against a checksum that the source store itself gave.
     Source(Algorithm),
-    /// The destination was checked against what was read; the source offered nothing to check the reading against.
+    /// Not from end to end: the source offered nothing to check the reading against, or the destination shows nothing of what it stored.
     Transport(Algorithm),
     /// The store copied inside itself.
     Store,

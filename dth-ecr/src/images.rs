@@ -36,9 +36,10 @@ pub(crate) fn sink_capability(stream_window: u64) -> SinkCapability {
         max_object: u64::MAX,
         stream_window,
         multipart: None,
-        conditions: Conditions { publish: false, delete: false },
+        conditions: Conditions::NONE,
         // Stores may check digests, too; what is promised is checked here.
         verifies: &[],
+        checksums: &[],
         tags: false,
         tags_follow: false,
         max_copy: None,

@@ -1,6 +1,6 @@
 //! Settings of one bucket; plain data.
 
-use crate::profile::Profile;
+use crate::profile::{Dialect, Hosts, Profile};
 use dth_core::{
     error::{Error, ErrorKind, Op, Result},
     http::Proxy,
@@ -13,13 +13,37 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Style {
-    /// Virtual-host style at Amazon (path style for names with dots), path style elsewhere.
+    /// Virtual-host style at Amazon (path style for names with dots) and where the profile's documents ask for it, path style elsewhere
+    /// and for addresses.
     #[default]
     Auto,
     /// `https://endpoint/bucket/key`.
     Path,
     /// `https://bucket.endpoint/key`.
     VirtualHost,
+}
+
+/// Which way leads to a store, where it has several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Network {
+    /// The internet.
+    #[default]
+    Public,
+    /// The network of the cloud's own machines in that region.
+    Internal,
+    /// The nearest edge of the cloud; the bucket must allow it.
+    Accelerate,
+}
+
+impl Network {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Public => "public",
+            Self::Internal => "internal",
+            Self::Accelerate => "accelerate",
+        }
+    }
 }
 
 /// Whose rights are used; said explicitly, never guessed, never another identity when one fails.
@@ -133,14 +157,16 @@ pub enum Encryption {
 pub struct S3Config {
     /// The bucket, or the ARN of an access point.
     pub bucket: String,
-    /// The region; it decides the partition (`cn-…`, `us-gov-…`) where no endpoint is given. Empty: begun with `us-east-1`,
+    /// The region; it decides the partition (`cn-…`, `us-gov-…`) where no endpoint is given. Empty, at Amazon: begun with `us-east-1`,
     /// and followed to where the store says that the bucket is.
     pub region: String,
-    /// `http(s)://host[:port]` of a store that is not Amazon's.
+    /// `http(s)://host[:port]`, where it is not the one of the profile and region.
     pub endpoint: Option<String>,
+    /// Which of the endpoints of profile and region.
+    pub network: Network,
     /// Amazon's endpoints with FIPS 140 cryptography.
     pub fips: bool,
-    /// Amazon's endpoints that answer over IPv6 as well.
+    /// Endpoints that answer over IPv6 as well.
     pub dual_stack: bool,
     /// How the bucket is put into the URL.
     pub style: Style,
@@ -227,14 +253,14 @@ impl S3Config {
     pub(crate) fn region(&self) -> &str {
         match AccessPoint::parse(&self.bucket) {
             Ok(point) if self.bucket.starts_with("arn:") => point.region,
-            _ if self.region.is_empty() => "us-east-1",
+            _ if self.region.is_empty() => self.profile.facts().hosts.region.unwrap_or("us-east-1"),
             _ => &self.region,
         }
     }
 
     /// Whether the bucket's region is to be found out.
     pub(crate) fn finds_region(&self) -> bool {
-        self.region.is_empty() && !self.bucket.starts_with("arn:")
+        self.region.is_empty() && !self.bucket.starts_with("arn:") && self.profile.facts().hosts == Hosts::NONE
     }
 
     /// The endpoint in a region. `Invalid`, naming the setting, when one is missing or wrong.
@@ -253,10 +279,12 @@ impl S3Config {
             return Err(invalid("bucket", format!("`{bucket}` is not a bucket name")));
         }
         match &self.endpoint {
-            None => self.amazon(region, point.as_ref()),
+            None if self.profile == Profile::Aws => self.amazon(region, point.as_ref()),
+            None if point.is_some() => Err(invalid("bucket", format!("`{bucket}` is an access point of Amazon's: leave `profile` out"))),
+            None => self.of_profile(),
             Some(_) if point.is_some() => Err(invalid("endpoint", "an access point has its own: leave this out")),
-            Some(_) if self.fips || self.dual_stack => {
-                Err(invalid("endpoint", "`fips` and `dual_stack` choose among Amazon's own: leave one out"))
+            Some(_) if self.fips || self.dual_stack || self.network != Network::Public => {
+                Err(invalid("endpoint", "`network`, `fips` and `dual_stack` choose among the store's own: leave one out"))
             }
             Some(endpoint) => self.custom(endpoint),
         }
@@ -279,11 +307,78 @@ impl S3Config {
             (true, true) => "s3-accesspoint-fips",
         };
         let stack = if self.dual_stack { "dualstack." } else { "" };
+        match self.network {
+            Network::Public => {}
+            // Amazon S3 User Guide, "Using the Amazon S3 Transfer Acceleration endpoints".
+            Network::Accelerate if point.is_none() && !self.fips && !self.bucket.contains('.') => {
+                return Ok(virtual_host("https", &self.bucket, &format!("s3-accelerate.{stack}{suffix}")));
+            }
+            other => {
+                let why = format!("`{}`: there is no such endpoint of Amazon's for this bucket", other.as_str());
+                return Err(invalid("network", why));
+            }
+        }
         let authority = format!("{service}.{stack}{region}.{suffix}");
         match point {
             Some(point) => Ok(virtual_host("https", &format!("{}-{}", point.name, point.account), &authority)),
             // A certificate for *.s3.region… does not cover a name with dots.
             None => Ok(self.in_style("https", &authority, !self.bucket.contains('.'))),
+        }
+    }
+
+    /// The endpoint that the vendor's documents name.
+    fn of_profile(&self) -> Result<Endpoint> {
+        let (of, facts) = (self.profile.as_str(), self.profile.facts());
+        let hosts = &facts.hosts;
+        if hosts.public.is_none() {
+            return Err(invalid("endpoint", format!("is missing: nobody knows where a store of profile `{of}` is")));
+        }
+        let (setting, template) = match (self.network, self.dual_stack) {
+            (Network::Public, true) => ("dual_stack", hosts.dual_stack),
+            (Network::Public, false) => ("network", hosts.public),
+            (Network::Internal, false) => ("network", hosts.internal),
+            (Network::Accelerate, false) => ("network", hosts.accelerate),
+            (_, true) => ("dual_stack", None),
+        };
+        if self.fips {
+            return Err(invalid("fips", format!("there are no such endpoints of profile `{of}`")));
+        }
+        let template = template.ok_or_else(|| invalid(setting, format!("there is no such endpoint of profile `{of}`: give `endpoint`")))?;
+        let region = if self.region.is_empty() { hosts.region } else { Some(self.region.as_str()) };
+        let region = region.ok_or_else(|| invalid("region", format!("is missing: profile `{of}` needs it")))?;
+        if !is_label(region) {
+            return Err(invalid("region", format!("`{region}` is not a region's name")));
+        }
+        if let Some((before, _)) = template.split_once("{region}")
+            && !before.is_empty()
+            && region.starts_with(before)
+        {
+            return Err(invalid("region", format!("`{region}`: leave `{before}` out")));
+        }
+        let authority = template.replace("{region}", region);
+        Ok(self.in_style("https", &authority, facts.virtual_host && !self.bucket.contains('.')))
+    }
+
+    /// `Invalid`, naming the setting, for what the store does not know.
+    pub(crate) fn validate(&self) -> Result<()> {
+        let (of, facts) = (self.profile.as_str(), self.profile.facts());
+        let named = |setting: &str, value: &Option<String>, known: &[&str]| match value {
+            Some(value) if !known.is_empty() && !known.contains(&value.as_str()) => {
+                Err(invalid(setting, format!("`{value}`: profile `{of}` knows {}", known.join(", "))))
+            }
+            _ => Ok(()),
+        };
+        named("storage_class", &self.storage_class, facts.classes)?;
+        named("acl", &self.acl, facts.acls)?;
+        let refused = |setting: &str| Err(invalid(setting, format!("profile `{of}` has no such thing")));
+        match self {
+            _ if self.acl.is_some() && facts.acls.is_empty() => refused("acl"),
+            _ if self.requester_pays && !facts.requester_pays => refused("requester_pays"),
+            _ if self.encryption != Encryption::None && !facts.encryption => refused("encryption"),
+            _ if self.region.is_empty() && facts.dialect == Dialect::Oss => {
+                Err(invalid("region", format!("is missing: signatures of profile `{of}` name it")))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -299,7 +394,12 @@ impl S3Config {
         if !uri.path().trim_matches('/').is_empty() {
             return Err(invalid("endpoint", format!("`{endpoint}`: a path does not belong here")));
         }
-        Ok(self.in_style(scheme, authority.as_str(), false))
+        let is_address = authority.host().trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok() || authority.host() == "localhost";
+        let as_host = self.profile.facts().virtual_host && !is_address;
+        if as_host && authority.host().starts_with(&format!("{}.", self.bucket)) {
+            return Err(invalid("endpoint", format!("`{endpoint}`: the bucket is put before it, leave it out")));
+        }
+        Ok(self.in_style(scheme, authority.as_str(), as_host))
     }
 
     fn in_style(&self, scheme: &str, authority: &str, by_itself: bool) -> Endpoint {

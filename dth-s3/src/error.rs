@@ -10,50 +10,79 @@ pub(crate) struct ErrorBody {
     pub(crate) code: String,
     pub(crate) message: String,
     pub(crate) region: Option<String>,
+    /// Where OSS says that the bucket is.
+    pub(crate) endpoint: Option<String>,
 }
 
-/// Code, kind. Source: Amazon S3 API Reference, "Error responses"; codes of compatible stores as seen.
+/// Code, kind. Source: Amazon S3 API Reference, "Error responses"; OSS API reference, "Error codes"; COS, "Error Codes"; codes of compatible
+/// stores as seen.
 const CODES: &[(&str, ErrorKind)] = &[
     ("NoSuchKey", ErrorKind::NotFound),
     ("NoSuchVersion", ErrorKind::NotFound),
     ("NoSuchUpload", ErrorKind::NotFound),
     ("NoSuchBucket", ErrorKind::Invalid),
     ("NoSuchAccessPoint", ErrorKind::Invalid),
+    ("SecondLevelDomainForbidden", ErrorKind::Invalid),
+    ("TransferAccelerationDisabled", ErrorKind::Invalid),
     ("PreconditionFailed", ErrorKind::Precondition),
+    ("FileAlreadyExists", ErrorKind::Precondition),
     ("ConditionalRequestConflict", ErrorKind::Conflict),
     ("OperationAborted", ErrorKind::Conflict),
+    ("UploadConflict", ErrorKind::Conflict),
+    ("FilePartNotExist", ErrorKind::Conflict),
     ("AccessDenied", ErrorKind::Denied),
     ("AllAccessDisabled", ErrorKind::Denied),
     ("AccountProblem", ErrorKind::Denied),
+    ("AccessForbidden", ErrorKind::Denied),
+    ("UserDisable", ErrorKind::Denied),
+    ("BucketDisable", ErrorKind::Denied),
+    ("ObjectLocked", ErrorKind::Denied),
+    ("FileImmutable", ErrorKind::Denied),
     ("InvalidObjectState", ErrorKind::Archived),
+    ("RestoreAlreadyInProgress", ErrorKind::Archived),
     ("ExpiredToken", ErrorKind::CredentialsExpired),
     ("InvalidToken", ErrorKind::CredentialsExpired),
+    ("SecurityTokenExpired", ErrorKind::CredentialsExpired),
+    ("InvalidSecurityToken", ErrorKind::CredentialsExpired),
+    ("AccessKeyIdAndSecurityTokenNotMatch", ErrorKind::CredentialsExpired),
     ("TokenRefreshRequired", ErrorKind::CredentialsExpired),
     ("InvalidAccessKeyId", ErrorKind::CredentialsExpired),
     ("SignatureDoesNotMatch", ErrorKind::CredentialsExpired),
     ("NotSignedUp", ErrorKind::CredentialsExpired),
     ("RequestTimeTooSkewed", ErrorKind::CredentialsExpired),
+    ("Request has expired", ErrorKind::CredentialsExpired),
     ("SlowDown", ErrorKind::Throttled),
     ("SlowDownRead", ErrorKind::Throttled),
     ("SlowDownWrite", ErrorKind::Throttled),
     ("Throttling", ErrorKind::Throttled),
     ("ThrottlingException", ErrorKind::Throttled),
     ("RequestLimitExceeded", ErrorKind::Throttled),
+    ("RequestRateLimitExceeded", ErrorKind::Throttled),
     ("TooManyRequests", ErrorKind::Throttled),
     ("BandwidthLimitExceeded", ErrorKind::Throttled),
     ("QpsLimitExceeded", ErrorKind::Throttled),
+    ("TotalQpsLimitExceeded", ErrorKind::Throttled),
+    ("MetaOperationQpsLimitExceeded", ErrorKind::Throttled),
+    ("ActiveRequestLimitExceeded", ErrorKind::Throttled),
+    ("CpuLimitExceeded", ErrorKind::Throttled),
+    ("DownloadTrafficRateLimitExceeded", ErrorKind::Throttled),
+    ("UploadTrafficRateLimitExceeded", ErrorKind::Throttled),
+    ("KmsFreqControl", ErrorKind::Throttled),
     ("RequestTimeout", ErrorKind::Unavailable),
+    ("UserNetworkTooSlow", ErrorKind::Unavailable),
     ("InternalError", ErrorKind::Unavailable),
     ("ServiceUnavailable", ErrorKind::Unavailable),
     ("IncompleteBody", ErrorKind::Unavailable),
     ("BadDigest", ErrorKind::Corrupt),
     ("InvalidDigest", ErrorKind::Corrupt),
+    ("InvalidCRC64", ErrorKind::Corrupt),
     ("XAmzContentSHA256Mismatch", ErrorKind::Corrupt),
     ("XAmzContentChecksumMismatch", ErrorKind::Corrupt),
     ("InvalidRange", ErrorKind::Corrupt),
     ("InvalidPart", ErrorKind::Conflict),
     ("InvalidPartOrder", ErrorKind::Conflict),
     ("KeyTooLongError", ErrorKind::Unrepresentable),
+    ("KeyTooLong", ErrorKind::Unrepresentable),
     ("InvalidObjectName", ErrorKind::Unrepresentable),
     ("EntityTooLarge", ErrorKind::Unrepresentable),
     ("NotImplemented", ErrorKind::Unsupported),
@@ -108,11 +137,18 @@ pub(crate) fn from_answer(op: Op, target: String, status: StatusCode, headers: &
     };
     let name = if body.code.is_empty() { status.as_u16().to_string() } else { format!("{} {}", status.as_u16(), body.code) };
     let customer_key = body.code == "InvalidRequest" && body.message.contains("form of Server Side Encryption");
-    let kind = if customer_key { ErrorKind::Unsupported } else { kind };
+    let elsewhere = body.endpoint.as_ref().filter(|_| body.code == "AccessDenied");
+    let kind = match elsewhere {
+        _ if customer_key => ErrorKind::Unsupported,
+        Some(_) => ErrorKind::Invalid,
+        None => kind,
+    };
     let mut error = Error::new(kind, op, target).with_code(name).with_maybe_applied(maybe_applied(op, status, kind));
     let named = headers.get("x-amz-bucket-region").and_then(|v| v.to_str().ok()).or(body.region.as_deref());
     if let Some(region) = named.filter(|_| status.is_redirection() || status.as_u16() == 400) {
         error = error.with_source(format!("the bucket is in region `{region}`: set `region` to it"));
+    } else if let Some(endpoint) = elsewhere {
+        error = error.with_source(format!("the bucket is at `{endpoint}`: set `region` or `endpoint` accordingly"));
     } else if customer_key {
         error = error.with_source("the object is encrypted with a key of its owner (SSE-C), which dth does not support");
     } else if !body.message.is_empty() {
@@ -154,6 +190,11 @@ mod tests {
         assert_eq!(row(409, "ConditionalRequestConflict"), (K::Conflict, true, false));
         assert_eq!(row(403, "AccessDenied"), (K::Denied, false, false));
         assert_eq!(row(403, "InvalidObjectState"), (K::Archived, false, false));
+        assert_eq!(row(409, "InvalidObjectState"), (K::Archived, false, false), "COS");
+        assert_eq!(row(409, "FileAlreadyExists"), (K::Precondition, true, false), "x-oss-forbid-overwrite");
+        assert_eq!(row(403, "SecurityTokenExpired"), (K::CredentialsExpired, false, false));
+        assert_eq!(row(503, "DownloadTrafficRateLimitExceeded"), (K::Throttled, true, false));
+        assert_eq!(row(400, "UserNetworkTooSlow"), (K::Unavailable, true, false));
         assert_eq!(row(400, "ExpiredToken"), (K::CredentialsExpired, false, false));
         assert_eq!(row(503, "SlowDown"), (K::Throttled, true, false));
         assert_eq!(row(429, ""), (K::Throttled, true, false));

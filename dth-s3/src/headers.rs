@@ -1,6 +1,9 @@
 //! Headers to values and back.
 
-use crate::wire::xml::http_date;
+use crate::{
+    profile::{Facts, NonAscii},
+    wire::{words, xml::http_date},
+};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use dth_core::{
@@ -13,6 +16,8 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use std::ops::Range;
 
 const META: &str = "x-amz-meta-";
+/// A decimal number, as OSS and COS tell it.
+const ECMA: &str = "x-amz-hash-crc64ecma";
 
 /// The header of each checksum that stores give and take.
 const CHECKSUMS: [(Algorithm, &str); 3] = [
@@ -31,21 +36,24 @@ fn number<T: std::str::FromStr>(headers: &HeaderMap, name: &str) -> Option<T> {
     headers.get(name)?.to_str().ok()?.trim().parse().ok()
 }
 
-pub(crate) fn etag(headers: &HeaderMap) -> Option<ETag> {
-    text(headers, "etag").map(|t| ETag::new(&t)).filter(|e| !e.as_str().is_empty())
+pub(crate) fn etag(headers: &HeaderMap, facts: &Facts) -> Option<ETag> {
+    facts.etag(&text(headers, "etag")?)
 }
 
 /// What a GET or HEAD answer says of an object of `size` bytes.
-pub(crate) fn info(key: &ObjectKey, size: u64, headers: &HeaderMap) -> ObjectInfo {
-    let user = headers
-        .iter()
-        .filter_map(|(name, value)| Some((name.as_str().strip_prefix(META)?.to_owned(), Bytes::copy_from_slice(value.as_bytes()))))
-        .collect();
+pub(crate) fn info(key: &ObjectKey, size: u64, headers: &HeaderMap, facts: &Facts) -> ObjectInfo {
+    let etag = etag(headers, facts);
+    let opaque_etag = is_opaque(headers, facts, etag.as_ref());
+    let said = |value: &HeaderValue| match (facts.metadata.non_ascii, value.to_str()) {
+        (NonAscii::Encoded, Ok(text)) => Bytes::from(words::decode(text)),
+        _ => Bytes::copy_from_slice(value.as_bytes()),
+    };
+    let user = headers.iter().filter_map(|(name, value)| Some((name.as_str().strip_prefix(META)?.to_owned(), said(value)))).collect();
     ObjectInfo {
         entry: Entry {
             key: key.clone(),
             size: Some(size),
-            etag: etag(headers),
+            etag,
             modified: text(headers, "last-modified").and_then(|t| http_date(&t)),
             version: text(headers, "x-amz-version-id").filter(|v| v != "null").map(VersionId::new),
             storage_class: text(headers, "x-amz-storage-class").map(Into::into),
@@ -60,7 +68,7 @@ pub(crate) fn info(key: &ObjectKey, size: u64, headers: &HeaderMap) -> ObjectInf
             website_redirect: text(headers, "x-amz-website-redirect-location"),
             user,
         },
-        opaque_etag: is_opaque(headers),
+        opaque_etag,
         checksum: full_checksum(headers),
         parts: number(headers, "x-amz-mp-parts-count"),
         tag_count: number(headers, "x-amz-tagging-count"),
@@ -68,9 +76,11 @@ pub(crate) fn info(key: &ObjectKey, size: u64, headers: &HeaderMap) -> ObjectInf
 }
 
 /// Encrypted with KMS or with the customer's key, an object has an etag that is no MD5 (Amazon S3 API Reference, "Object").
-pub(crate) fn is_opaque(headers: &HeaderMap) -> bool {
+/// OSS says of what kind an object is: only those that were put at once have an MD5.
+pub(crate) fn is_opaque(headers: &HeaderMap, facts: &Facts, etag: Option<&ETag>) -> bool {
     let managed = text(headers, "x-amz-server-side-encryption").is_some_and(|kind| kind != "AES256");
-    managed || headers.contains_key("x-amz-server-side-encryption-customer-algorithm")
+    let made_otherwise = text(headers, "x-amz-object-type").is_some_and(|kind| kind != "Normal");
+    managed || made_otherwise || headers.contains_key("x-amz-server-side-encryption-customer-algorithm") || facts.is_opaque(etag)
 }
 
 /// The checksum of the whole object. Composite ones (`…-N`) are of their parts' checksums and compare with nothing of ours.
@@ -78,10 +88,12 @@ pub(crate) fn full_checksum(headers: &HeaderMap) -> Option<Checksum> {
     if text(headers, "x-amz-checksum-type").is_some_and(|t| t != "FULL_OBJECT") {
         return None;
     }
-    CHECKSUMS.iter().find_map(|(algorithm, name)| {
+    let found = CHECKSUMS.iter().find_map(|(algorithm, name)| {
         let value = text(headers, name).filter(|v| !v.contains('-'))?;
         Some(Checksum { algorithm: *algorithm, value: STANDARD.decode(value).ok()? })
-    })
+    });
+    let ecma = || number::<u64>(headers, ECMA).map(|n| Checksum { algorithm: Algorithm::Crc64Ecma, value: n.to_be_bytes().to_vec() });
+    found.or_else(ecma)
 }
 
 /// `bytes a-b/total` of a 206 answer.
@@ -97,8 +109,9 @@ pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
     number(headers, "content-length")
 }
 
-/// Adds content headers and user metadata. `Unrepresentable`, naming it, for a value that no header can carry.
-pub(crate) fn put_attributes(headers: &mut HeaderMap, attributes: &Attributes, op: Op) -> Result<()> {
+/// Adds content headers and user metadata, but for what the store does not keep ([`not_kept`]). `Unrepresentable`, naming it, for a
+/// value that no header can carry.
+pub(crate) fn put_attributes(headers: &mut HeaderMap, attributes: &Attributes, facts: &Facts, op: Op) -> Result<()> {
     let a = attributes;
     let plain: [(&'static str, &Option<String>); 7] = [
         ("content-type", &a.content_type),
@@ -107,7 +120,7 @@ pub(crate) fn put_attributes(headers: &mut HeaderMap, attributes: &Attributes, o
         ("content-disposition", &a.content_disposition),
         ("cache-control", &a.cache_control),
         ("expires", &a.expires),
-        ("x-amz-website-redirect-location", &a.website_redirect),
+        ("x-amz-website-redirect-location", if facts.website_redirect { &a.website_redirect } else { &None }),
     ];
     let bad = |name: &str| Error::new(ErrorKind::Unrepresentable, op, format!("attribute {name}"));
     for (name, value) in plain {
@@ -116,13 +129,30 @@ pub(crate) fn put_attributes(headers: &mut HeaderMap, attributes: &Attributes, o
             headers.insert(HeaderName::from_static(name), value);
         }
     }
-    for (name, value) in &a.user {
+    let kept = || a.user.iter().filter(|(name, value)| facts.keeps_metadata(name, value));
+    let (size, most) = (kept().map(|(name, value)| (name.len() + value.len()) as u64).sum::<u64>(), facts.metadata.max);
+    if size > most {
+        return Err(
+            Error::new(ErrorKind::Unrepresentable, op, "user metadata").with_source(format!("{size} bytes; the store keeps {most}"))
+        );
+    }
+    for (name, value) in kept() {
         let header: HeaderName = format!("{META}{name}").parse().map_err(|_| bad(name).with_source("not a header name"))?;
         // Signatures are over text: bytes that are none are read as Latin-1, as HTTP has it.
         let text = std::str::from_utf8(value).map_or_else(|_| value.iter().map(|b| char::from(*b)).collect(), str::to_owned);
+        let text = if facts.metadata.non_ascii == NonAscii::Encoded { words::encode(&text) } else { text };
         headers.insert(header, HeaderValue::from_bytes(text.as_bytes()).map_err(|e| bad(name).with_source(e))?);
     }
     Ok(())
+}
+
+/// The names of those that the store does not keep.
+pub(crate) fn not_kept(attributes: &Attributes, facts: &Facts) -> Vec<String> {
+    let lost = |name: &String| match name.strip_prefix("metadata ") {
+        Some(user) => attributes.user.get(user).is_some_and(|value| !facts.keeps_metadata(user, value)),
+        None => name == "website-redirect" && !facts.website_redirect,
+    };
+    attributes.names().into_iter().filter(lost).collect()
 }
 
 pub(crate) fn put_checksum(headers: &mut HeaderMap, checksum: &Checksum) {
@@ -135,29 +165,30 @@ pub(crate) fn put_checksum(headers: &mut HeaderMap, checksum: &Checksum) {
     }
 }
 
-pub(crate) fn put_condition(headers: &mut HeaderMap, condition: &Condition, op: Op) -> Result<()> {
+pub(crate) fn put_condition(headers: &mut HeaderMap, condition: &Condition, facts: &Facts, op: Op) -> Result<()> {
     match condition {
         Condition::None => {}
         Condition::Absent => {
             headers.insert("if-none-match", HeaderValue::from_static("*"));
         }
         Condition::Match(etag) => {
-            headers.insert("if-match", quoted(etag, op)?);
+            headers.insert("if-match", quoted(etag, facts, op)?);
         }
     }
     Ok(())
 }
 
-pub(crate) fn quoted(etag: &ETag, op: Op) -> Result<HeaderValue> {
-    HeaderValue::from_str(&format!("\"{etag}\"")).map_err(|e| Error::new(ErrorKind::Invalid, op, "etag").with_source(e))
+pub(crate) fn quoted(etag: &ETag, facts: &Facts, op: Op) -> Result<HeaderValue> {
+    HeaderValue::from_str(&format!("\"{}\"", facts.etag_text(etag))).map_err(|e| Error::new(ErrorKind::Invalid, op, "etag").with_source(e))
 }
 
 /// What the answer to a PUT says.
-pub(crate) fn written(headers: &HeaderMap) -> Written {
+pub(crate) fn written(headers: &HeaderMap, facts: &Facts) -> Written {
+    let etag = etag(headers, facts);
     Written {
-        etag: etag(headers),
+        opaque_etag: is_opaque(headers, facts, etag.as_ref()),
+        etag,
         version: text(headers, "x-amz-version-id").filter(|v| v != "null").map(VersionId::new),
-        opaque_etag: is_opaque(headers),
         checksum: full_checksum(headers),
     }
 }
@@ -165,6 +196,7 @@ pub(crate) fn written(headers: &HeaderMap) -> Written {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Profile;
 
     fn map(pairs: &[(&'static str, &str)]) -> HeaderMap {
         pairs.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_bytes(v.as_bytes()).unwrap())).collect()
@@ -192,10 +224,13 @@ mod tests {
         let mut attributes = Attributes { content_type: Some("text/plain".into()), expires: Some("never".into()), ..Attributes::default() };
         attributes.user.insert("name".into(), Bytes::from("日本 café"));
         let mut headers = HeaderMap::new();
-        put_attributes(&mut headers, &attributes, Op::Put).unwrap();
-        assert_eq!(info(&"k".into(), 1, &headers).attributes, attributes);
+        let facts = Profile::Compatible.facts();
+        for facts in [Profile::Aws.facts(), facts] {
+            put_attributes(&mut headers, &attributes, facts, Op::Put).unwrap();
+            assert_eq!(info(&"k".into(), 1, &headers, facts).attributes, attributes);
+        }
         attributes.user.insert("bad".into(), Bytes::from("a\nb"));
-        let error = put_attributes(&mut headers, &attributes, Op::Put).unwrap_err();
+        let error = put_attributes(&mut headers, &attributes, facts, Op::Put).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unrepresentable);
         assert!(error.to_string().contains("bad"), "{error}");
     }

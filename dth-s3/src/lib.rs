@@ -11,7 +11,7 @@ mod sink;
 mod store;
 mod wire;
 
-pub use config::{CredentialsConfig, Encryption, S3Config, Style};
+pub use config::{CredentialsConfig, Encryption, Network, S3Config, Style};
 pub use dth_core::{
     http::{Connector, Proxy, Transport},
     secret::Secret,

@@ -3,7 +3,8 @@
 use crate::{
     config::Encryption,
     headers,
-    store::{S3Store, listed_key, set},
+    profile::{Dialect, Etags},
+    store::{S3Store, set},
     wire::{Request, RequestBody, uri, xml},
 };
 use async_trait::async_trait;
@@ -11,27 +12,23 @@ use dth_core::{
     checksum::{Algorithm, Checksum},
     error::{Error, ErrorKind, Op, Result},
     index::{Index, must_carry},
-    object::{ETag, ObjectKey, Tags},
-    sink::{Body, Condition, Conditions, MultipartLimits, OpenUpload, Part, PutOptions, Sink, SinkCapability, UploadId, Written},
+    object::{Attributes, ETag, ObjectKey, Tags},
+    sink::{Body, Condition, MultipartLimits, OpenUpload, Part, PutOptions, Sink, SinkCapability, UploadId, Written},
     source::CopyOrigin,
 };
 use http::{HeaderMap, Method};
 use std::{fmt::Write as _, ops::Range};
 
-const GIB: u64 = 1 << 30;
-/// S3: an object has at most 50 TB since December 2025.
-const MAX_OBJECT: u64 = 50 * 1_000_000_000_000;
-
 impl S3Store {
     /// Headers of what is created: attributes, class, ACL, encryption, tags.
     fn create_headers(&self, headers: &mut HeaderMap, options: &PutOptions, tags: bool, op: Op) -> Result<()> {
-        headers::put_attributes(headers, &options.attributes, op)?;
+        headers::put_attributes(headers, &options.attributes, &self.facts, op)?;
         let config = &self.config;
         if let Some(class) = &config.storage_class {
             set(headers, "x-amz-storage-class", class, op)?;
         }
-        if let Some(acl) = &config.acl {
-            set(headers, "x-amz-acl", acl, op)?;
+        if op != Op::CreateUpload || !self.facts.acl_on_complete {
+            self.acl_header(headers, op)?;
         }
         match &config.encryption {
             Encryption::None => {}
@@ -49,13 +46,38 @@ impl S3Store {
         Ok(())
     }
 
+    fn acl_header(&self, headers: &mut HeaderMap, op: Op) -> Result<()> {
+        self.config.acl.as_ref().map_or(Ok(()), |acl| set(headers, "x-amz-acl", acl, op))
+    }
+
     fn condition(&self, headers: &mut HeaderMap, condition: &Condition, op: Op) -> Result<()> {
-        if self.facts.conditions { headers::put_condition(headers, condition, op) } else { Ok(()) }
+        let honoured = self.facts.conditions.honours(condition);
+        if honoured { headers::put_condition(headers, condition, &self.facts, op) } else { Ok(()) }
     }
 
     fn copy_source(&self, origin: &CopyOrigin) -> String {
         let version = origin.version.as_ref().map(|v| format!("?versionId={}", v.as_str())).unwrap_or_default();
-        format!("/{}/{}{version}", origin.container, uri::path(origin.key.as_str()))
+        let key = uri::path(origin.key.as_str());
+        match self.facts.dialect {
+            Dialect::Amazon | Dialect::Oss => format!("/{}/{key}{version}", origin.container),
+            // The whole name of the bucket's host.
+            Dialect::Cos => {
+                let host = origin.endpoint.split_once("://").map_or(&*origin.endpoint, |(_, host)| host);
+                format!("{}.{host}/{key}{version}", origin.container)
+            }
+        }
+    }
+
+    fn etag_text(&self, etag: &ETag) -> String {
+        xml::escape(&self.facts.etag_text(etag))
+    }
+
+    /// What Amazon's documents are in; others have no name for it.
+    fn namespace(&self) -> &'static str {
+        match self.facts.dialect {
+            Dialect::Amazon => " xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"",
+            Dialect::Oss | Dialect::Cos => "",
+        }
     }
 }
 
@@ -74,23 +96,29 @@ fn request_body(body: Body) -> RequestBody {
 #[async_trait]
 impl Sink for S3Store {
     fn sink_capability(&self) -> SinkCapability {
+        let facts = &self.facts;
         SinkCapability {
-            max_put: 5 * GIB,
-            max_object: MAX_OBJECT,
+            max_put: facts.max_put,
+            max_object: facts.max_object,
             stream_window: 0,
             multipart: Some(MultipartLimits {
-                min_part: self.facts.min_part,
-                max_part: 5 * GIB,
-                max_parts: 10_000,
-                list_parts: self.facts.list_parts,
-                list_uploads: self.facts.list_uploads,
+                min_part: facts.min_part,
+                max_part: facts.max_part,
+                max_parts: facts.max_parts,
+                list_parts: facts.list_parts,
+                list_uploads: facts.list_uploads,
             }),
-            conditions: Conditions { publish: self.facts.conditions, delete: self.facts.delete_condition },
-            verifies: self.facts.verifies,
-            tags: self.facts.tags,
-            tags_follow: self.facts.tags && !self.facts.tags_on_create,
-            max_copy: Some(5 * GIB),
+            conditions: facts.conditions,
+            verifies: facts.verifies,
+            checksums: facts.tells,
+            tags: facts.tags,
+            tags_follow: facts.tags && !facts.tags_on_create,
+            max_copy: Some(facts.max_copy),
         }
+    }
+
+    fn not_carried(&self, attributes: &Attributes) -> Vec<String> {
+        headers::not_kept(attributes, &self.facts)
     }
 
     async fn put(&self, key: &ObjectKey, body: Body, options: &PutOptions) -> Result<Written> {
@@ -103,15 +131,15 @@ impl Sink for S3Store {
         }
         request.body = request_body(body);
         let answer = self.wire.send(request).await?;
-        let written = headers::written(&answer.headers);
+        let written = headers::written(&answer.headers, &self.facts);
         answer.done().await?;
         Ok(written)
     }
 
     async fn delete(&self, key: &ObjectKey, condition: &Condition) -> Result<()> {
         let mut request = Request::new(Op::Delete, Method::DELETE, Some(key));
-        if self.facts.delete_condition {
-            headers::put_condition(&mut request.headers, condition, Op::Delete)?;
+        if self.facts.conditions.delete {
+            headers::put_condition(&mut request.headers, condition, &self.facts, Op::Delete)?;
         }
         let deleted = match self.wire.send(request).await {
             Ok(answer) => answer.done().await,
@@ -151,8 +179,9 @@ impl Sink for S3Store {
         }
         request.body = request_body(body);
         let answer = self.wire.send(request).await?;
-        let etag = headers::etag(&answer.headers).ok_or_else(|| answer.error(ErrorKind::Corrupt, "the answer names no etag"))?;
-        let opaque_etag = headers::is_opaque(&answer.headers);
+        let etag = headers::etag(&answer.headers, &self.facts);
+        let etag = etag.ok_or_else(|| answer.error(ErrorKind::Corrupt, "the answer names no etag"))?;
+        let opaque_etag = headers::is_opaque(&answer.headers, &self.facts, Some(&etag));
         let checksum = headers::full_checksum(&answer.headers);
         answer.done().await?;
         Ok(Part { number, size, etag, opaque_etag, checksum })
@@ -175,13 +204,13 @@ impl Sink for S3Store {
             for part in root.all("Part") {
                 let number = part.text("PartNumber").and_then(|n| n.parse().ok());
                 let size = part.text("Size").and_then(|n| n.parse().ok());
-                let (Some(number), Some(size), Some(etag)) = (number, size, part.etag("ETag")) else {
+                let (Some(number), Some(size), Some(etag)) = (number, size, part.etag("ETag", &self.facts)) else {
                     return Err(broken("a part without number, size or etag".into()));
                 };
                 parts.push(Part { number, size, etag, opaque_etag: false, checksum: None });
             }
             let next = root.filled("NextPartNumberMarker").map(str::to_owned);
-            match next.filter(|_| root.text("IsTruncated").is_some_and(|t| t.trim() == "true")) {
+            match next.filter(|_| root.is_truncated()) {
                 Some(next) if next != marker => marker = next,
                 _ => return Ok(parts),
             }
@@ -206,39 +235,46 @@ impl Sink for S3Store {
         if !root.is("ListMultipartUploadsResult") {
             return Err(broken("the answer is no list of uploads".into()));
         }
-        let encoded = self.facts.encoded_uploads && root.text("EncodingType") == Some("url");
+        let encoded = self.facts.encoded_uploads && root.is_encoded();
+        let listed = |text: &str| self.facts.listed(text, encoded).map(ObjectKey::new);
         let mut uploads = Vec::new();
         for upload in root.all("Upload") {
-            let key = upload.text("Key").and_then(|key| listed_key(key, encoded));
-            let (Some(key), Some(id)) = (key, upload.filled("UploadId")) else {
+            let key = upload.text("Key").and_then(listed);
+            // COS writes it in two ways.
+            let id = upload.filled("UploadId").or_else(|| upload.filled("UploadID"));
+            let (Some(key), Some(id)) = (key, id) else {
                 return Err(broken("an upload without key or id".into()));
             };
             uploads.push(OpenUpload { key, id: UploadId::new(id), begun: upload.time("Initiated") });
         }
-        let truncated = root.text("IsTruncated").is_some_and(|t| t.trim() == "true");
-        let marker = root.text("NextKeyMarker").and_then(|key| listed_key(key, encoded));
+        let marker = root.text("NextKeyMarker").and_then(listed);
         let next = marker.map(|key| format!("{}\0{}", key.as_str(), root.text("NextUploadIdMarker").unwrap_or_default()));
-        Ok((uploads, next.filter(|_| truncated)))
+        Ok((uploads, next.filter(|_| root.is_truncated())))
     }
 
     async fn complete_upload(&self, key: &ObjectKey, upload: &UploadId, parts: &[Part], options: &PutOptions) -> Result<Written> {
-        let mut document = String::from("<CompleteMultipartUpload xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">");
+        let mut document = format!("<CompleteMultipartUpload{}>", self.namespace());
         for part in parts {
-            let etag = xml::escape(part.etag.as_str());
+            let etag = self.etag_text(&part.etag);
             let _ = write!(document, "<Part><PartNumber>{}</PartNumber><ETag>\"{etag}\"</ETag></Part>", part.number);
         }
         document.push_str("</CompleteMultipartUpload>");
         let mut request = Request::new(Op::CompleteUpload, Method::POST, Some(key)).query("uploadId", upload.as_str());
         self.condition(&mut request.headers, &options.condition, Op::CompleteUpload)?;
+        if self.facts.acl_on_complete {
+            self.acl_header(&mut request.headers, Op::CompleteUpload)?;
+        }
         if let Some(sum) = options.checksum.as_ref().filter(|c| self.facts.full_object_crc && c.algorithm == Algorithm::Crc64Nvme) {
             headers::put_checksum(&mut request.headers, sum);
             request = request.header("x-amz-checksum-type", "FULL_OBJECT")?;
         }
         request.body = RequestBody::Document(document);
         let answer = self.wire.send(request).await?;
-        let mut written = headers::written(&answer.headers);
+        let mut written = headers::written(&answer.headers, &self.facts);
         let root = answer.result("CompleteMultipartUploadResult").await?;
-        written.etag = root.etag("ETag");
+        written.etag = root.etag("ETag", &self.facts);
+        // Nobody has said what the etag of parts is.
+        written.opaque_etag |= self.facts.etags != Etags::Md5;
         Ok(written)
     }
 
@@ -252,7 +288,7 @@ impl Sink for S3Store {
     }
 
     async fn put_tags(&self, key: &ObjectKey, tags: &Tags) -> Result<()> {
-        let mut document = String::from("<Tagging xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><TagSet>");
+        let mut document = format!("<Tagging{}><TagSet>", self.namespace());
         for (name, value) in tags {
             let _ = write!(document, "<Tag><Key>{}</Key><Value>{}</Value></Tag>", xml::escape(name), xml::escape(value));
         }
@@ -273,13 +309,13 @@ impl Sink for S3Store {
             .header("x-amz-copy-source", &self.copy_source(origin))?
             .header("x-amz-metadata-directive", "REPLACE")?
             .header("x-amz-tagging-directive", "REPLACE")?;
-        request.headers.insert("x-amz-copy-source-if-match", headers::quoted(source, Op::Copy)?);
+        request.headers.insert("x-amz-copy-source-if-match", headers::quoted(source, &self.facts, Op::Copy)?);
         self.create_headers(&mut request.headers, options, true, Op::Copy)?;
         self.condition(&mut request.headers, &options.condition, Op::Copy)?;
         let answer = self.wire.send(request).await?;
-        let mut written = headers::written(&answer.headers);
+        let mut written = headers::written(&answer.headers, &self.facts);
         let root = answer.result("CopyObjectResult").await?;
-        written.etag = root.etag("ETag");
+        written.etag = root.etag("ETag", &self.facts);
         Ok(written)
     }
 
@@ -297,12 +333,13 @@ impl Sink for S3Store {
             .query("uploadId", upload.as_str())
             .header("x-amz-copy-source", &self.copy_source(origin))?
             .header("x-amz-copy-source-range", &format!("bytes={}-{}", range.start, range.end.saturating_sub(1)))?;
-        request.headers.insert("x-amz-copy-source-if-match", headers::quoted(source, Op::CopyPart)?);
+        request.headers.insert("x-amz-copy-source-if-match", headers::quoted(source, &self.facts, Op::CopyPart)?);
         let answer = self.wire.send(request).await?;
         let headers = answer.headers.clone();
         let root = answer.result("CopyPartResult").await?;
-        let etag = root.etag("ETag");
+        let etag = root.etag("ETag", &self.facts);
         let etag = etag.ok_or_else(|| Error::new(ErrorKind::Corrupt, Op::CopyPart, self.wire.target(Some(key))).with_source("no etag"))?;
-        Ok(Part { number, size: range.end - range.start, etag, opaque_etag: headers::is_opaque(&headers), checksum: None })
+        let opaque_etag = headers::is_opaque(&headers, &self.facts, Some(&etag));
+        Ok(Part { number, size: range.end - range.start, etag, opaque_etag, checksum: None })
     }
 }

@@ -3,8 +3,8 @@
 use crate::{
     config::{CredentialsConfig, Encryption, S3Config},
     headers,
-    profile::Facts,
-    wire::{Answer, Request, RequestBody, Wire, uri, xml},
+    profile::{Facts, Listing, Plus},
+    wire::{Answer, Request, RequestBody, Wire, xml},
 };
 use async_trait::async_trait;
 use dth_core::{
@@ -65,9 +65,10 @@ impl S3Store {
     }
 
     fn make(config: S3Config, env: SharedEnv, connector: Option<Arc<dyn Connector>>) -> Result<Self> {
+        config.validate()?;
         let wire = Wire::new(&config, env, connector)?;
-        let mut facts = config.profile.facts();
-        facts.min_part = config.min_part.unwrap_or(facts.min_part);
+        let facts = *config.profile.facts();
+        let facts = Facts { min_part: config.min_part.unwrap_or(facts.min_part), ..facts };
         Ok(Self { facts, config: Arc::new(config), wire: Arc::new(wire) })
     }
 
@@ -118,7 +119,7 @@ impl S3Store {
     fn etag_kind(&self) -> EtagKind {
         match self.config.encryption {
             Encryption::Kms { .. } => EtagKind::Opaque,
-            Encryption::None | Encryption::Aes256 => EtagKind::Md5,
+            Encryption::None | Encryption::Aes256 => self.facts.etag_kind(),
         }
     }
 
@@ -131,14 +132,18 @@ impl S3Store {
     }
 
     fn read_headers(&self, headers: &mut HeaderMap, options: &ReadOptions) -> Result<()> {
-        // Where the store does not know it, it ignores it.
-        headers.insert("x-amz-checksum-mode", HeaderValue::from_static("ENABLED"));
+        if self.facts.checksum_mode {
+            headers.insert("x-amz-checksum-mode", HeaderValue::from_static("ENABLED"));
+        }
         if let Some(etag) = &options.if_match {
-            headers.insert("if-match", headers::quoted(etag, Op::Read)?);
+            headers.insert("if-match", headers::quoted(etag, &self.facts, Op::Read)?);
         }
         if let ReadRange::Bytes(range) = &options.range {
             let value = HeaderValue::from_str(&format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
             headers.insert("range", value.expect("digits are a header value"));
+            if self.facts.strict_ranges {
+                headers.insert("x-amz-range-behavior", HeaderValue::from_static("standard"));
+            }
         }
         Ok(())
     }
@@ -147,7 +152,7 @@ impl S3Store {
     fn judge_read(&self, key: &ObjectKey, options: &ReadOptions, answer: &Answer) -> Result<(ObjectInfo, std::ops::Range<u64>)> {
         let wrong = |why: String| answer.error(ErrorKind::Corrupt, why);
         let length = headers::content_length(&answer.headers).ok_or_else(|| wrong("the answer names no length".into()))?;
-        if headers::etag(&answer.headers).is_none() {
+        if headers::etag(&answer.headers, &self.facts).is_none() {
             // A gateway's page, or an error after all: every answer of a store names the version that it gives.
             return Err(wrong("the answer names no etag".into()));
         }
@@ -169,45 +174,46 @@ impl S3Store {
             ReadRange::FirstPart if range.start != 0 => return Err(wrong(format!("the first part begins at {}", range.start))),
             _ => {}
         }
-        Ok((headers::info(key, total, &answer.headers), range))
+        Ok((headers::info(key, total, &answer.headers, &self.facts), range))
     }
 
     fn list_query<'a>(&self, request: &ListRequest) -> Request<'a> {
-        let mut query = Request::new(Op::List, Method::GET, None).query("list-type", "2").query("prefix", request.prefix.clone());
+        let mut query = Request::new(Op::List, Method::GET, None);
+        if self.facts.listing == Listing::V2 {
+            query = query.query("list-type", "2");
+        }
+        query = query.query("prefix", request.prefix.clone());
         if self.facts.encoded_lists {
             query = query.query("encoding-type", "url");
         }
-        match &request.from {
-            ListFrom::Beginning => {}
-            ListFrom::After(key) => query = query.query("start-after", key.as_str()),
-            ListFrom::Token(token) => query = query.query("continuation-token", token.clone()),
+        match (&request.from, self.facts.listing) {
+            (ListFrom::Beginning, _) => {}
+            (ListFrom::After(key), Listing::V2) => query = query.query("start-after", key.as_str()),
+            (ListFrom::Token(token), Listing::V2) => query = query.query("continuation-token", token.clone()),
+            (ListFrom::After(key), Listing::V1) => query = query.query("marker", key.as_str()),
+            (ListFrom::Token(marker), Listing::V1) => query = query.query("marker", marker.clone()),
         }
-        match request.max {
+        match request.max.or(self.facts.page) {
             Some(max) => query.query("max-keys", max.to_string()),
             None => query,
         }
     }
 }
 
-/// A text of a listing as it really is: decoded only when the answer says that it is encoded (F7).
-pub(crate) fn listed_key(text: &str, encoded: bool) -> Option<ObjectKey> {
-    if encoded { uri::decode_listed(text).map(ObjectKey::new) } else { Some(ObjectKey::new(text)) }
-}
-
 #[async_trait]
 impl Index for S3Store {
     fn name(&self) -> String {
-        format!("s3://{}", self.config.bucket)
+        format!("{}://{}", self.facts.scheme, self.config.bucket)
     }
 
     fn index_capability(&self) -> IndexCapability {
         let order = if self.config.unordered_listing { ListOrder::Unordered } else { ListOrder::Bytes };
-        IndexCapability { order, start_after: self.facts.seeks, ..IndexCapability::like_s3(self.etag_kind()) }
+        let Facts { seeks, max_key, archived, .. } = self.facts;
+        IndexCapability { order, start_after: seeks, max_key, archived, ..IndexCapability::like_s3(self.etag_kind()) }
     }
 
     fn carries(&self, key: &ObjectKey) -> bool {
-        let is_path = || key.as_str().split('/').all(|segment| !matches!(segment, "" | "." | "..") && !segment.contains('\\'));
-        key.as_str().len() <= self.index_capability().max_key && (!self.facts.paths || is_path())
+        self.facts.carries(key.as_str())
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage> {
@@ -217,24 +223,31 @@ impl Index for S3Store {
         if !root.is("ListBucketResult") {
             return Err(broken("the answer is no listing".into()));
         }
-        let encoded = self.facts.encoded_lists && root.text("EncodingType") == Some("url");
+        let encoded = self.facts.encoded_lists && root.is_encoded();
+        let listed = |text: &str| self.facts.listed(text, encoded);
         let mut entries = Vec::with_capacity(1000);
         for contents in root.all("Contents") {
-            let key = contents.text("Key").and_then(|key| listed_key(key, encoded));
+            let key = contents.text("Key").and_then(listed).map(ObjectKey::new);
             let key = key.filter(|k| k.as_str().starts_with(&request.prefix));
             let key = key.ok_or_else(|| broken(format!("an entry without a readable key below the prefix: {:?}", contents.text("Key"))))?;
             let size = contents.text("Size").and_then(|s| s.trim().parse().ok());
             entries.push(Entry {
                 size: Some(size.ok_or_else(|| broken(format!("`{key}` has no size")))?),
-                etag: contents.etag("ETag"),
+                etag: contents.etag("ETag", &self.facts),
                 modified: contents.time("LastModified"),
                 version: None,
                 storage_class: contents.filled("StorageClass").map(Into::into),
                 key,
             });
         }
-        let truncated = root.text("IsTruncated").is_some_and(|t| t.trim() == "true");
-        let next = root.filled("NextContinuationToken").map(str::to_owned);
+        let truncated = root.is_truncated();
+        let next = match self.facts.listing {
+            // OSS encodes it as it does the keys.
+            Listing::V2 if self.facts.plus == Plus::Itself => root.filled("NextContinuationToken").and_then(listed),
+            Listing::V2 => root.filled("NextContinuationToken").map(str::to_owned),
+            // Some name it only where there is a delimiter.
+            Listing::V1 => root.filled("NextMarker").and_then(listed).or_else(|| entries.last().map(|e: &Entry| e.key.as_str().to_owned())),
+        };
         if truncated && next.is_none() {
             return Err(broken("a truncated listing without a token to go on".into()));
         }
@@ -242,18 +255,21 @@ impl Index for S3Store {
     }
 
     async fn head(&self, key: &ObjectKey, version: Option<&VersionId>) -> Result<ObjectInfo> {
-        let ask = |op, method: Method, name, value| {
-            let request = Request::new(op, method, Some(key)).header(name, value)?;
+        let ask = |op, method: Method, header: Option<(&'static str, &str)>| {
+            let mut request = Request::new(op, method, Some(key));
+            if let Some((name, value)) = header {
+                request = request.header(name, value)?;
+            }
             Ok::<_, Error>(match version {
                 Some(version) => request.query("versionId", version.as_str()),
                 None => request,
             })
         };
-        let head = || ask(Op::Head, Method::HEAD, "x-amz-checksum-mode", "ENABLED");
+        let head = || ask(Op::Head, Method::HEAD, self.facts.checksum_mode.then_some(("x-amz-checksum-mode", "ENABLED")));
         let answer = match self.wire.send(head()?).await {
             // An answer to HEAD has no body that says why; to a read of one byte it has.
             Err(error) if matches!(error.code(), Some("400" | "403")) => {
-                match self.wire.send(ask(Op::Read, Method::GET, "range", "bytes=0-0")?).await {
+                match self.wire.send(ask(Op::Read, Method::GET, Some(("range", "bytes=0-0")))?).await {
                     Ok(_) => {}
                     // An empty object has no such byte.
                     Err(why) if why.code().is_some_and(|code| code.starts_with("416")) => {}
@@ -265,7 +281,7 @@ impl Index for S3Store {
         };
         let size = headers::content_length(&answer.headers);
         let size = size.ok_or_else(|| answer.error(ErrorKind::Corrupt, "the answer names no length"))?;
-        let info = headers::info(key, size, &answer.headers);
+        let info = headers::info(key, size, &answer.headers, &self.facts);
         if info.entry.etag.is_some() { Ok(info) } else { Err(answer.error(ErrorKind::Corrupt, "the answer names no etag")) }
     }
 }
@@ -273,12 +289,11 @@ impl Index for S3Store {
 #[async_trait]
 impl Source for S3Store {
     fn source_capability(&self) -> SourceCapability {
-        use dth_core::checksum::Algorithm;
         SourceCapability {
             conditional_read: self.facts.conditional_read,
             ranged: true,
             first_part: self.facts.part_reads,
-            checksums: if self.facts.offers_checksums { &[Algorithm::Crc64Nvme, Algorithm::Crc32c, Algorithm::Sha256] } else { &[] },
+            checksums: self.facts.offers,
             tags: self.facts.tags,
             children: false,
         }

@@ -36,6 +36,7 @@ promises! { $ store, StoreBench, conformance_store:
     tags_come_back
     a_write_honours_its_condition
     a_wrong_checksum_is_refused
+    checksums_that_are_told_are_right
     a_body_that_breaks_shows_nothing
     a_write_that_is_given_up_shows_nothing
     parts_make_the_whole
@@ -465,7 +466,8 @@ pub async fn tags_come_back(bench: &StoreBench) -> Checked {
 
 /// A write on a condition that does not hold is refused and changes nothing.
 pub async fn a_write_honours_its_condition(bench: &StoreBench) -> Checked {
-    if !bench.sink.sink_capability().conditions.publish {
+    let conditions = bench.sink.sink_capability().conditions;
+    if !conditions.absent && !conditions.unchanged {
         return Ok(Verdict::NotMade("it has no conditional writes"));
     }
     let (key, old, new) = (bench.key("k"), text(10), text(11));
@@ -473,16 +475,47 @@ pub async fn a_write_honours_its_condition(bench: &StoreBench) -> Checked {
     bench.sink.put(&key, whole(&old), &on(Condition::Absent)).await?;
     let etag = bench.sink.head(&key, None).await?.entry.etag.ok_or_else(|| Broken("conditions without etags".into()))?;
     let kinds = [ErrorKind::Precondition, ErrorKind::Conflict];
-    for condition in [Condition::Absent, Condition::Match(ETag::new("00000000000000000000000000000000"))] {
+    let broken = [Condition::Absent, Condition::Match(ETag::new("00000000000000000000000000000000"))];
+    for condition in broken.into_iter().filter(|c| conditions.honours(c)) {
         let put = bench.sink.put(&key, whole(&new), &on(condition.clone())).await;
         hold!(refused(&put, &kinds), "{condition:?} over an object was answered {put:?}");
         bench.reads(&key, &old).await?;
+    }
+    if !conditions.unchanged {
+        return Ok(Verdict::Held);
     }
     bench.sink.put(&key, whole(&new), &on(Condition::Match(etag.clone()))).await?;
     bench.reads(&key, &new).await?;
     let put = bench.sink.put(&bench.key("other"), whole(&new), &on(Condition::Match(etag))).await;
     hold!(refused(&put, &[ErrorKind::Precondition, ErrorKind::Conflict, ErrorKind::NotFound]), "an etag, where nothing is: {put:?}");
     bench.is_absent(&bench.key("other")).await?;
+    Ok(Verdict::Held)
+}
+
+/// A store that takes checksums by itself tells those of the bytes that it holds: of an object put at once, of a part, and of the whole.
+pub async fn checksums_that_are_told_are_right(bench: &StoreBench) -> Checked {
+    let Some(algorithm) = bench.sink.sink_capability().checksums.first().copied() else {
+        return Ok(Verdict::NotMade("it tells no checksum of its own"));
+    };
+    let sum = |bodies: &[Bytes]| Some(Checksum::of(algorithm, bodies));
+    let (key, body) = (bench.key("put"), text(500));
+    let written = bench.sink.put(&key, streamed(&body), &PutOptions::default()).await?;
+    let looked = bench.sink.head(&key, None).await?.checksum;
+    let read = bench.source.read(&key, &ReadOptions::default()).await?.info.checksum;
+    for (what, told) in [("a put", written.checksum), ("a look", looked), ("a read", read)] {
+        hold!(told == sum(std::slice::from_ref(&body)), "{what} of {:?} tells {told:?}", sum(std::slice::from_ref(&body)));
+    }
+    let Some((_, len)) = bench.multipart() else { return Ok(Verdict::Held) };
+    let (key, bodies) = (bench.key("parts"), [text(len), text(100)]);
+    let upload = bench.upload(&key).await?;
+    let mut parts = Vec::new();
+    for (number, body) in (1..).zip(&bodies) {
+        let part = bench.part(&key, &upload, number, body).await?;
+        hold!(part.checksum == sum(std::slice::from_ref(body)), "part {number} tells {:?}", part.checksum);
+        parts.push(part);
+    }
+    let whole = bench.sink.complete_upload(&key, &upload, &parts, &PutOptions::default()).await?.checksum;
+    hold!(whole == sum(&bodies), "the completion tells {whole:?} of {:?}", sum(&bodies));
     Ok(Verdict::Held)
 }
 
@@ -629,7 +662,8 @@ pub async fn a_wrong_part_is_refused(bench: &StoreBench) -> Checked {
 
 /// A completion on a condition that does not hold is refused and changes nothing.
 pub async fn a_completion_honours_its_condition(bench: &StoreBench) -> Checked {
-    if !bench.sink.sink_capability().conditions.publish {
+    let conditions = bench.sink.sink_capability().conditions;
+    if !conditions.absent {
         return Ok(Verdict::NotMade("it has no conditional writes"));
     }
     let Some((_, len)) = bench.multipart() else { return NO_PARTS };
@@ -642,6 +676,9 @@ pub async fn a_completion_honours_its_condition(bench: &StoreBench) -> Checked {
     let refusal = bench.sink.complete_upload(&key, &upload, std::slice::from_ref(&part), &on(Condition::Absent)).await;
     hold!(refused(&refusal, &[ErrorKind::Precondition, ErrorKind::Conflict]), "over an object: {refusal:?}");
     bench.reads(&key, &old).await?;
+    if !conditions.unchanged {
+        return Ok(Verdict::Held);
+    }
     let completed = bench.sink.complete_upload(&key, &upload, std::slice::from_ref(&part), &on(Condition::Match(etag))).await;
     // Some stores end an upload whose completion was refused.
     if !refused(&completed, &[ErrorKind::NotFound]) {

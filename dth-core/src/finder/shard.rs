@@ -17,9 +17,6 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
-/// Storage classes that must be restored before they can be read (Amazon S3, Alibaba OSS, Tencent COS, Huawei OBS).
-const ARCHIVED: [&str; 8] = ["GLACIER", "DEEP_ARCHIVE", "ARCHIVE", "Archive", "ColdArchive", "DeepColdArchive", "COLD_ARCHIVE", "COLD"];
-
 /// Pages between two steps when nothing differs; a finder that died lists at most so many again.
 const STEP_PAGES: u64 = 8;
 
@@ -276,7 +273,8 @@ impl Inner {
         if !self.sink.carries(&self.keys.to_destination(&entry.key)) {
             return Some(SkipReason::Unrepresentable);
         }
-        let archived = entry.storage_class.as_deref().is_some_and(|class| ARCHIVED.contains(&class));
+        let classes = self.source.index_capability().archived;
+        let archived = entry.storage_class.as_deref().is_some_and(|of| classes.iter().any(|class| class.eq_ignore_ascii_case(of)));
         archived.then_some(SkipReason::Archived)
     }
 

@@ -269,8 +269,12 @@ impl MemoryStore {
     }
 
     fn own_sum(&self, body: &Bytes) -> Option<Checksum> {
-        let algorithm = self.settings.checksums.iter().find(|a| **a != Algorithm::Md5)?;
-        Some(Checksum::of(*algorithm, std::slice::from_ref(body)))
+        Some(Checksum::of(*self.own_algorithm().first()?, std::slice::from_ref(body)))
+    }
+
+    fn own_algorithm(&self) -> &'static [Algorithm] {
+        let sums = self.settings.checksums;
+        sums.iter().position(|a| *a != Algorithm::Md5).map_or(&[], |at| &sums[at..=at])
     }
 
     fn info(&self, key: &ObjectKey, object: &StoredObject) -> ObjectInfo {
@@ -432,8 +436,9 @@ impl Sink for MemoryStore {
             max_object: u64::MAX,
             stream_window: 0,
             multipart: self.settings.multipart,
-            conditions: Conditions { publish: self.settings.conditions, delete: self.settings.conditions },
+            conditions: if self.settings.conditions { Conditions::ALL } else { Conditions::NONE },
             verifies: self.settings.checksums,
+            checksums: self.own_algorithm(),
             tags: true,
             tags_follow: false,
             max_copy: Some(self.settings.max_copy).filter(|n| *n > 0),

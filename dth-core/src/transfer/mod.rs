@@ -601,6 +601,10 @@ impl Transfer {
         checksum: Option<crate::checksum::Checksum>,
         verified: Verified,
     ) -> Ended {
+        let verified = match verified {
+            Verified::Source(algorithm) if !self.sink_shows() => Verified::Transport(algorithm),
+            verified => verified,
+        };
         let outcome = if matches!(verified, Verified::Transport(_)) { Outcome::CopiedTransportOnly } else { Outcome::Copied };
         let mut record = journal.next(Status::Done, self.env.now());
         record.source = Some(SourceVersion::of(source));
@@ -759,6 +763,12 @@ impl Transfer {
             }
         }
         Ok(options)
+    }
+
+    /// Whether the sink refuses wrong bytes, or tells something of those that it stored.
+    fn sink_shows(&self) -> bool {
+        let capability = self.sink.sink_capability();
+        !capability.verifies.is_empty() || !capability.checksums.is_empty() || self.sink.index_capability().etag != EtagKind::Opaque
     }
 
     fn name_of(&self, key: &ObjectKey) -> String {

@@ -292,8 +292,10 @@ impl Transfer {
         let mut judge = None;
         if !parity {
             let offered = info.checksum.as_ref().map(|c| c.algorithm).filter(|a| a.combines());
-            let verified = self.sink.sink_capability().verifies.contains(&Algorithm::Crc64Nvme).then_some(Algorithm::Crc64Nvme);
-            judge = if judged_by_md5 { Some(Algorithm::Md5) } else { offered.or(verified) };
+            let capability = self.sink.sink_capability();
+            let verified = capability.verifies.contains(&Algorithm::Crc64Nvme).then_some(Algorithm::Crc64Nvme);
+            let told = capability.checksums.iter().copied().find(|a| a.combines());
+            judge = if judged_by_md5 { Some(Algorithm::Md5) } else { offered.or(verified).or(told) };
             algorithms.extend(judge);
             algorithms.extend(verified);
             algorithms.extend(sink_md5.then_some(Algorithm::Md5));

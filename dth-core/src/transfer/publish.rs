@@ -94,13 +94,14 @@ impl Transfer {
 
     /// The condition as far as the sink honours it.
     pub(super) fn effective(&self, held: &Condition) -> Condition {
-        if self.sink.sink_capability().conditions.publish && !wrong(Bug::UnconditionalPut) { held.clone() } else { Condition::None }
+        if self.sink.sink_capability().conditions.honours(held) && !wrong(Bug::UnconditionalPut) { held.clone() } else { Condition::None }
     }
 
-    /// Where the sink honours no conditions, a late write of a dead worker can land on ours: look once more when that is
+    /// Where the sink honours not all conditions, a late write of a dead worker can land on ours: look once more when that is
     /// possible at all.
     pub(super) async fn look_after(&self, key: &ObjectKey, expected: &Expected, redelivered: bool) -> Result<bool> {
-        if self.sink.sink_capability().conditions.publish || !redelivered {
+        let conditions = self.sink.sink_capability().conditions;
+        if conditions.absent && conditions.unchanged || !redelivered {
             return Ok(true);
         }
         Ok(self.look(key).await?.is_some_and(|found| expected.matches(&found) || expected.etag.is_none()))

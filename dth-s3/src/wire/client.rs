@@ -1,19 +1,14 @@
 //! One request: sign, send, time out, classify. Nothing here retries, but for what cannot have reached the store: a refused
 //! identity or clock.
 
-use super::{uri, xml};
+use super::{sign::ToSign, uri, xml};
 use crate::{
     config::{Endpoint, S3Config},
     credentials::{Current, Identities},
     error::{ErrorBody, from_answer, only_reads},
+    profile::Dialect,
 };
-use aws_sigv4::{
-    http_request::{
-        PayloadChecksumKind, PercentEncodingMode, SignableBody, SignableRequest, SigningSettings, UriPathNormalizationMode, sign,
-    },
-    sign::v4,
-};
-use aws_smithy_runtime_api::client::identity::Identity;
+use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use dth_core::{
     env::SharedEnv,
@@ -27,6 +22,7 @@ use dth_core::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use hyper::body::Incoming;
+use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest, Sha256};
 use std::{
     fmt,
@@ -34,7 +30,7 @@ use std::{
         Arc, RwLock,
         atomic::{AtomicI64, Ordering::Relaxed},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -101,6 +97,12 @@ pub(crate) struct Answer {
     idle: Duration,
 }
 
+/// What stands behind the bucket in a URL, encoded.
+struct Behind {
+    key: String,
+    query: String,
+}
+
 /// Where a bucket is.
 #[derive(Debug)]
 struct Place {
@@ -112,6 +114,7 @@ struct Place {
 pub(crate) struct Wire {
     http: Http,
     config: S3Config,
+    dialect: Dialect,
     place: RwLock<Arc<Place>>,
     pub(crate) bucket: String,
     identities: Identities,
@@ -137,6 +140,7 @@ impl Wire {
             http: Http::new(HttpSettings { connector, ..way.clone() })?,
             place: RwLock::new(Arc::new(Place { endpoint: config.endpoint(&region)?, region })),
             config: config.clone(),
+            dialect: config.profile.facts().dialect,
             bucket: config.bucket.clone(),
             identities: Identities::new(config.credentials.clone(), config.region(), way, SharedEnv::clone(&env)),
             env,
@@ -177,11 +181,11 @@ impl Wire {
     pub(crate) async fn send(&self, request: Request<'_>) -> Result<Answer> {
         let Request { op, method, key, query, mut headers, body } = request;
         let target = self.target(key);
-        let behind = key.map(|k| uri::path(k.as_str())).unwrap_or_default();
-        let behind = if query.is_empty() { behind } else { format!("{behind}?{}", uri::query(&query)) };
+        let behind = Behind { key: key.map(|k| uri::path(k.as_str())).unwrap_or_default(), query: uri::query(&query) };
         if self.requester_pays {
             headers.insert("x-amz-request-payer", HeaderValue::from_static("requester"));
         }
+        let mut headers = self.dialect.speak(headers);
         let (len, replay) = match &body {
             RequestBody::Empty => (0, true),
             RequestBody::Document(text) => (text.len() as u64, true),
@@ -214,12 +218,14 @@ impl Wire {
             let answered = sent.headers.clone();
             // A refusal whose reason is lost on the way is none: by its status alone, what passes would look final.
             let document = sent.page().await.map_err(|e| e.with_code(status.as_u16().to_string()))?;
-            let parsed = xml::error(&document).unwrap_or_default();
+            let parsed = xml::error(&document).or_else(|| self.error_of_head(&answered)).unwrap_or_default();
             let error = from_answer(op, target.clone(), status, &answered, &parsed);
             // A refused region, identity or clock: nothing was done, so that it can be tried once with another one.
             let renewed = self.follow(&place, status, &answered, &parsed)?
                 || match error.kind() {
-                    ErrorKind::CredentialsExpired if parsed.code == "RequestTimeTooSkewed" => self.learn_clock(&answered, used_skew),
+                    ErrorKind::CredentialsExpired if matches!(&*parsed.code, "RequestTimeTooSkewed" | "Request has expired") => {
+                        self.learn_clock(&answered, used_skew)
+                    }
                     ErrorKind::CredentialsExpired => self.identities.refused(generation).await,
                     _ => false,
                 };
@@ -245,19 +251,31 @@ impl Wire {
         method: &Method,
         target: &str,
         place: &Place,
-        behind: &str,
+        behind: &Behind,
         headers: &HeaderMap,
         body: RequestBody,
         len: u64,
         identity: Option<Current>,
         hash: Option<&str>,
     ) -> Result<Answer> {
-        let path = format!("{}/{behind}", place.endpoint.path);
+        let path = format!("{}/{}{}{}", place.endpoint.path, behind.key, if behind.query.is_empty() { "" } else { "?" }, behind.query);
         let mut builder = http::Request::builder().method(method).uri(format!("{}{path}", place.endpoint.base));
         let out = builder.headers_mut().ok_or_else(|| invalid(op, target, "the request line is too long"))?;
         out.clone_from(headers);
         if let Some(identity) = identity {
-            self.sign(op, target, &identity.identity, method, (&path, &place.region), out, hash)?;
+            let request = ToSign {
+                op,
+                target,
+                method,
+                path: &path,
+                bucket: &self.bucket,
+                key: &behind.key,
+                query: &behind.query,
+                region: &place.region,
+                hash,
+                time: self.time(),
+            };
+            request.sign(self.dialect, &identity.identity, out)?;
         }
         if method == Method::PUT || method == Method::POST {
             // hyper leaves it out for an empty body, and S3 answers 411.
@@ -267,44 +285,21 @@ impl Wire {
         let patience = if works_long(op) { self.idle * SILENT_WORK } else { body::time_to_send(len, self.idle) };
         metrics::counter!("dth_s3_requests_total", "op" => op_name(op)).increment(1);
         let (parts, body) = self.http.answer(request, op, target, patience).await?.into_parts();
-        Ok(Answer { status: parts.status, headers: parts.headers, body, op, target: target.to_owned(), idle: self.idle })
+        let headers = self.dialect.hear(parts.headers);
+        Ok(Answer { status: parts.status, headers, body, op, target: target.to_owned(), idle: self.idle })
     }
 
-    fn sign(
-        &self,
-        op: Op,
-        target: &str,
-        identity: &Identity,
-        method: &Method,
-        (path, region): (&str, &str),
-        headers: &mut HeaderMap,
-        hash: Option<&str>,
-    ) -> Result<()> {
-        let time = SystemTime::from(self.env.now());
-        let skew = self.skew.load(Relaxed);
-        let by = Duration::from_secs(skew.unsigned_abs());
-        let time = if skew >= 0 { time + by } else { time - by };
-        let mut settings = SigningSettings::default();
-        settings.percent_encoding_mode = PercentEncodingMode::Single;
-        settings.uri_path_normalization_mode = UriPathNormalizationMode::Disabled;
-        settings.payload_checksum_kind = PayloadChecksumKind::XAmzSha256;
-        let params = v4::SigningParams::builder().identity(identity).region(region).name("s3").time(time).settings(settings);
-        let params = params.build().map_err(|e| invalid(op, target, e))?.into();
-        let mut signed = Vec::with_capacity(headers.len());
-        for (name, value) in headers.iter() {
-            let value = std::str::from_utf8(value.as_bytes()).map_err(|e| invalid(op, target, format!("header {name}: {e}")))?;
-            signed.push((name.as_str(), value));
-        }
-        let body = hash.map_or(SignableBody::UnsignedPayload, |hash| SignableBody::Precomputed(hash.to_owned()));
-        let request = SignableRequest::new(method.as_str(), path, signed.into_iter(), body).map_err(|e| invalid(op, target, e))?;
-        let (instructions, _) = sign(request, &params).map_err(|e| invalid(op, target, e))?.into_parts();
-        let (added, _) = instructions.into_parts();
-        for header in added {
-            let mut value = HeaderValue::from_str(header.value()).map_err(|e| invalid(op, target, e))?;
-            value.set_sensitive(true);
-            headers.insert(HeaderName::from_static(header.name()), value);
-        }
-        Ok(())
+    /// An answer to HEAD has no body: OSS puts the document into a header.
+    fn error_of_head(&self, headers: &HeaderMap) -> Option<ErrorBody> {
+        let document = STANDARD.decode(headers.get("x-amz-err")?).ok()?;
+        xml::error(std::str::from_utf8(&document).ok()?)
+    }
+
+    /// What the store's clock shows now, as far as is known.
+    fn time(&self) -> Timestamp {
+        let skew = SignedDuration::from_secs(self.skew.load(Relaxed));
+        let now = self.env.now();
+        now.checked_add(skew).unwrap_or(now)
     }
 
     /// Seconds by which the store's clock, as an answer shows it, is ahead of ours.

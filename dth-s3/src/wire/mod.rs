@@ -2,7 +2,10 @@
 //! as they are, which clients over `url::Url` do not.
 
 mod client;
+mod dialect;
+mod sign;
 pub(crate) mod uri;
+pub(crate) mod words;
 pub(crate) mod xml;
 
 pub(crate) use client::{Answer, Request, RequestBody, Wire};

@@ -11,6 +11,11 @@ pub(crate) fn path(key: &str) -> String {
     utf8_percent_encode(key, PATH).to_string()
 }
 
+/// A text of which nothing but unreserved characters stays.
+pub(crate) fn encoded(text: &str) -> String {
+    utf8_percent_encode(text, QUERY).to_string()
+}
+
 /// A query string.
 pub(crate) fn query(pairs: &[(&str, String)]) -> String {
     let encoded: Vec<String> =
@@ -18,9 +23,10 @@ pub(crate) fn query(pairs: &[(&str, String)]) -> String {
     encoded.join("&")
 }
 
-/// A key of a listing with `encoding-type=url`: S3 writes a space as `+`, Ceph as `%20`; a plus sign is `%2B` at both.
-pub(crate) fn decode_listed(key: &str) -> Option<String> {
-    let spaced = key.replace('+', " ");
+/// A key of a listing with `encoding-type=url`. S3 writes a space as `+`, Ceph as `%20`; a plus sign is `%2B` at both. OSS and COS
+/// leave a plus sign as it is.
+pub(crate) fn decode_listed(key: &str, plus_is_space: bool) -> Option<String> {
+    let spaced = if plus_is_space { key.replace('+', " ") } else { key.to_owned() };
     percent_decode_str(&spaced).decode_utf8().ok().map(std::borrow::Cow::into_owned)
 }
 
@@ -33,9 +39,10 @@ mod tests {
         assert_eq!(path("a//b/../.\\ +%2F日\n"), "a//b/../.%5C%20%2B%252F%E6%97%A5%0A");
         assert_eq!(query(&[("prefix", "a b+c/é".into()), ("uploads", String::new())]), "prefix=a%20b%2Bc%2F%C3%A9&uploads=");
         for key in ["a b", "a+b", "a%2Fb", "é\u{301}", "\u{1}\n", "//", "😀"] {
-            assert_eq!(decode_listed(&path(key)).as_deref(), Some(key));
+            assert_eq!(decode_listed(&path(key), true).as_deref(), Some(key));
         }
-        assert_eq!(decode_listed("a+b%2Bc").as_deref(), Some("a b+c"));
-        assert_eq!(decode_listed("%FF"), None);
+        assert_eq!(decode_listed("a+b%2Bc", true).as_deref(), Some("a b+c"));
+        assert_eq!(decode_listed("a+b%2Bc%20d", false).as_deref(), Some("a+b+c d"));
+        assert_eq!(decode_listed("%FF", true), None);
     }
 }

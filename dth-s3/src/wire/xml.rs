@@ -1,7 +1,7 @@
 //! XML of S3, read leniently where stores write what XML 1.0 forbids, and strictly where a truncated answer could be taken
 //! for a short one.
 
-use crate::error::ErrorBody;
+use crate::{error::ErrorBody, profile::Facts};
 use dth_core::object::ETag;
 use jiff::Timestamp;
 use quick_xml::{Reader, escape::resolve_xml_entity, events::Event};
@@ -85,8 +85,18 @@ impl Element {
         self.text(name).filter(|t| !t.is_empty())
     }
 
-    pub(crate) fn etag(&self, name: &str) -> Option<ETag> {
-        self.text(name).map(ETag::new).filter(|e| !e.as_str().is_empty())
+    pub(crate) fn etag(&self, name: &str, facts: &Facts) -> Option<ETag> {
+        facts.etag(self.text(name)?)
+    }
+
+    /// Whether the keys of a listing are percent-encoded. COS writes the name in three ways.
+    pub(crate) fn is_encoded(&self) -> bool {
+        ["EncodingType", "Encoding-Type", "Encoding-type"].iter().any(|name| self.text(name) == Some("url"))
+    }
+
+    /// Whether a listing goes on.
+    pub(crate) fn is_truncated(&self) -> bool {
+        self.text("IsTruncated").is_some_and(|text| text.trim() == "true")
     }
 
     pub(crate) fn time(&self, name: &str) -> Option<Timestamp> {
@@ -101,6 +111,7 @@ pub(crate) fn error(document: &str) -> Option<ErrorBody> {
         code: root.text("Code").unwrap_or_default().trim().to_owned(),
         message: root.text("Message").unwrap_or_default().trim().to_owned(),
         region: root.filled("Region").map(|r| r.trim().to_owned()),
+        endpoint: root.filled("Endpoint").map(|e| e.trim().to_owned()),
     })
 }
 
@@ -117,13 +128,14 @@ pub(crate) fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Profile;
 
     #[test]
     fn forbidden_characters_and_entities_are_read() {
         let root =
             parse("<?xml version=\"1.0\"?>\n<A xmlns=\"x\"> <K>a&amp;b&#x1;&#10; <![CDATA[<c>]]></K>\n<E>&quot;x&quot;</E></A>").unwrap();
         assert_eq!(root.text("K"), Some("a&b\u{1}\n <c>"));
-        assert_eq!(root.etag("E"), Some(ETag::new("x")));
+        assert_eq!(root.etag("E", Profile::Aws.facts()), Some(ETag::new("x")));
     }
 
     #[test]
