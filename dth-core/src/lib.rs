@@ -36,5 +36,6 @@ pub mod state;
 pub mod sweep;
 pub mod sync;
 pub mod transfer;
+pub mod walk;
 pub mod worker;
 pub mod wrap;

@@ -189,6 +189,31 @@ impl Server {
         Ok(server)
     }
 
+    /// Starts a stand-in for a cloud whose store nobody can install: `script` checks signatures by the code of the vendor's SDK, which it
+    /// finds in a Python environment, and answers as the vendor's documents say. It is a proxy: hosts have their real names.
+    pub async fn cloud(venv: &Path, script: &Path, profile: Profile, region: &str) -> anyhow::Result<Self> {
+        let [port] = reserve_ports()?;
+        let folder = tempfile::tempdir()?;
+        let (access_key, secret_key) = ("AKIDDTHCLOUD", "dth/cloud+secret");
+        let mut command = Command::new(venv.join("bin/python"));
+        command.arg(script).args([profile.as_str(), &port.to_string(), access_key, secret_key, region]).env("PYTHONDONTWRITEBYTECODE", "1");
+        let child = spawn(&mut command, folder.path()).context("cannot start python")?;
+        let mut server = Self {
+            endpoint: format!("http://127.0.0.1:{port}"),
+            access_key: access_key.into(),
+            secret_key: secret_key.into(),
+            profile,
+            _tasks: TaskScope::new(),
+            child: Some(child),
+            base: None,
+            ca_file: None,
+            left_behind: Vec::new(),
+            folder: Some(folder),
+        };
+        server.wait_for_port(profile.as_str(), port).await?;
+        Ok(server)
+    }
+
     /// Starts `moto` of a Python environment: a second opinion on SQS and DynamoDB. It checks no signatures, and a transaction
     /// that is refused undoes what other requests did meanwhile: it must be asked by one client at a time.
     pub async fn moto(venv: &Path) -> anyhow::Result<Self> {

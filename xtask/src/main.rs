@@ -19,8 +19,8 @@ use std::{
 };
 
 /// Pinned: the emulator whose quirks the tests know, what it needs for TLS, the independent client, another store, a referee,
-/// and a second emulator with what it needs to serve.
-const PYTHON: [&str; 9] = [
+/// a second emulator with what it needs to serve, and the SDKs of clouds that nobody can install.
+const PYTHON: [&str; 12] = [
     "ministack==1.5.33",
     "cryptography==50.0.2",
     "boto3==1.43.106",
@@ -30,6 +30,9 @@ const PYTHON: [&str; 9] = [
     "flask==3.1.2",
     "flask-cors==6.0.1",
     "py-partiql-parser==0.6.3",
+    "alibabacloud-oss-v2==1.4.1",
+    "oss2==2.19.1",
+    "cos-python-sdk-v5==1.9.44",
 ];
 /// Debian packages, each with a file that tells whether it is there.
 const DEBIAN: &[(&str, &str)] = &[

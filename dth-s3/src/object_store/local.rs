@@ -1,9 +1,6 @@
 //! A local directory.
 
-use super::{
-    ObjectStoreAdapter, checked_at_the_end, classify, exact_path, io_kind,
-    walk::{Folders, Item},
-};
+use super::{ObjectStoreAdapter, checked_at_the_end, classify, exact_path, io_kind};
 use async_trait::async_trait;
 use dth_core::{
     env::{SharedEnv, SystemEnv, random_id},
@@ -12,6 +9,7 @@ use dth_core::{
     object::{Attributes, ETag, Entry, ObjectInfo, ObjectKey, VersionId},
     sink::{Body, Condition, PutOptions, Sink, SinkCapability, Written},
     source::{Read, ReadOptions, Source, SourceCapability},
+    walk::{Folders, Item},
 };
 use object_store::{ObjectStore, ObjectStoreExt, RenameOptions, local::LocalFileSystem, path::Path};
 use std::{

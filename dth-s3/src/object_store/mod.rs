@@ -4,7 +4,6 @@
 //! never changed.
 
 mod local;
-mod walk;
 
 pub use local::LocalDirectory;
 
@@ -17,13 +16,13 @@ use dth_core::{
     object::{Attributes, ETag, Entry, EtagKind, ObjectInfo, ObjectKey, VersionId},
     sink::{Body, Condition, Conditions, PutOptions, Sink, SinkCapability, Written},
     source::{Read, ReadOptions, ReadRange, Source, SourceCapability},
+    walk::{Folders, Item, Walker},
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 use object_store::{
     Attribute, AttributeValue, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMultipartOptions, PutPayload, path::Path,
 };
 use std::{borrow::Cow, fmt, sync::Arc};
-use walk::{Folders, Item, Walker};
 
 /// The least that S3 takes as a part is 5 MiB.
 const CHUNK: usize = 8 << 20;

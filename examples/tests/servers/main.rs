@@ -5,6 +5,7 @@
 
 mod canary;
 mod chaos;
+mod clouds;
 mod cluster;
 mod conformance;
 mod faults;

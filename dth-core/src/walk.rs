@@ -1,12 +1,12 @@
 //! Listings in byte order, folder by folder: a folder sorts as its name with a slash, so that a walk in depth meets keys in
 //! the order in which S3 lists them.
 
-use async_trait::async_trait;
-use dth_core::{
+use crate::{
     error::Result,
     index::{ListFrom, ListPage, ListRequest},
     object::Entry,
 };
+use async_trait::async_trait;
 use std::{
     collections::VecDeque,
     fmt,
@@ -18,7 +18,7 @@ const KEPT: usize = 32;
 
 /// One thing in a folder.
 #[derive(Debug, Clone)]
-pub(super) enum Item {
+pub enum Item {
     /// A folder, by its name without a slash.
     Folder(String),
     /// An object, by its name; its entry where the listing of the folder brought it.
@@ -36,7 +36,7 @@ impl Item {
 
 /// What a walk needs to know of a store. A folder is its path with a slash behind, or empty for the root.
 #[async_trait]
-pub(super) trait Folders: fmt::Debug + Send + Sync + 'static {
+pub trait Folders: fmt::Debug + Send + Sync + 'static {
     /// What lies in a folder, in any order; nothing where there is none.
     async fn items(&self, folder: &str) -> Result<Vec<Item>>;
 
@@ -66,18 +66,20 @@ impl Walk {
 
 /// Serves pages of walks.
 #[derive(Debug)]
-pub(super) struct Walker {
+pub struct Walker {
     folders: Arc<dyn Folders>,
     /// Walks by the token of their next page.
     kept: Mutex<VecDeque<(String, Walk)>>,
 }
 
 impl Walker {
-    pub(super) fn new(folders: Arc<dyn Folders>) -> Self {
+    /// Walks of this store.
+    pub fn new(folders: Arc<dyn Folders>) -> Self {
         Self { folders, kept: Mutex::default() }
     }
 
-    pub(super) async fn page(&self, request: &ListRequest, page: usize) -> Result<ListPage> {
+    /// A page of at most `page` entries.
+    pub async fn page(&self, request: &ListRequest, page: usize) -> Result<ListPage> {
         let max = request.max.map_or(page, |max| page.min(max as usize)).max(1);
         let (after, kept) = match &request.from {
             ListFrom::Beginning => (None, None),
