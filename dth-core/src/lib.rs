@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod attribute;
 pub mod checksum;
 #[cfg(feature = "conformance")]
 pub mod conformance;

@@ -1,6 +1,9 @@
 //! Values that both sides speak: keys, versions, entries, attributes.
 
-use crate::checksum::{Checksum, hex, unhex};
+use crate::{
+    attribute::{Attribute, AttributeSet},
+    checksum::{Checksum, hex, unhex},
+};
 use bytes::Bytes;
 use jiff::Timestamp;
 use md5::{Digest, Md5};
@@ -228,24 +231,30 @@ pub struct Attributes {
     pub expires: Option<String>,
     /// Where a website request is redirected to.
     pub website_redirect: Option<String>,
+    /// Retention or legal hold, as the store words it. No destination takes it over.
+    pub object_lock: Option<String>,
     /// User metadata; bytes, because names of people are not ASCII and must survive.
     pub user: BTreeMap<String, Bytes>,
 }
 
 impl Attributes {
-    /// The names of those that say something: a store's default content type does not.
-    pub fn names(&self) -> Vec<String> {
+    /// The names of those that say something (a store's default content type does not) and are not among these.
+    pub fn lost_in(&self, keeps: AttributeSet) -> Vec<String> {
         let said = [
-            ("content-type", self.content_type.as_ref().filter(|t| !t.ends_with("/octet-stream"))),
-            ("content-encoding", self.content_encoding.as_ref()),
-            ("content-language", self.content_language.as_ref()),
-            ("content-disposition", self.content_disposition.as_ref()),
-            ("cache-control", self.cache_control.as_ref()),
-            ("expires", self.expires.as_ref()),
-            ("website-redirect", self.website_redirect.as_ref()),
+            (Attribute::ContentType, self.content_type.as_ref().filter(|t| !t.ends_with("/octet-stream"))),
+            (Attribute::ContentEncoding, self.content_encoding.as_ref()),
+            (Attribute::ContentLanguage, self.content_language.as_ref()),
+            (Attribute::ContentDisposition, self.content_disposition.as_ref()),
+            (Attribute::CacheControl, self.cache_control.as_ref()),
+            (Attribute::Expires, self.expires.as_ref()),
+            (Attribute::WebsiteRedirect, self.website_redirect.as_ref()),
+            (Attribute::ObjectLock, self.object_lock.as_ref()),
         ];
-        let plain = said.into_iter().filter(|(_, value)| value.is_some()).map(|(name, _)| name.to_owned());
-        plain.chain(self.user.keys().map(|name| format!("metadata {name}"))).collect()
+        let lost = said.into_iter().filter(|(attribute, value)| value.is_some() && !keeps.contains(*attribute));
+        let lost = lost.map(|(attribute, _)| attribute.as_str().to_owned());
+        let of = |value: &Bytes| if value.is_ascii() { Attribute::Metadata } else { Attribute::NonAsciiMetadata };
+        let user = self.user.iter().filter(|(_, value)| !keeps.contains(of(value)));
+        lost.chain(user.map(|(name, _)| format!("metadata {name}"))).collect()
     }
 }
 

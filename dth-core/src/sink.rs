@@ -1,6 +1,7 @@
 //! Where objects are written to.
 
 use crate::{
+    attribute::AttributeSet,
     checksum::{Algorithm, Checksum},
     error::{Error, ErrorKind, Op, Result},
     index::Index,
@@ -203,6 +204,8 @@ pub struct SinkCapability {
     pub verifies: &'static [Algorithm],
     /// Checksums that the store takes by itself, and tells of every part and object.
     pub checksums: &'static [Algorithm],
+    /// What it keeps of objects as it is given.
+    pub keeps: AttributeSet,
     /// Whether tags can be stored with an object.
     pub tags: bool,
     /// Whether the tags of an object in parts must follow its completion ([`Sink::put_tags`]).
@@ -235,9 +238,10 @@ pub trait Sink: Index {
     /// What it can do.
     fn sink_capability(&self) -> SinkCapability;
 
-    /// Which of these attributes would be lost: the caller notes them in the object's record. They are passed nonetheless.
-    fn not_carried(&self, _attributes: &Attributes) -> Vec<String> {
-        Vec::new()
+    /// Which of these attributes would be lost, by the rule of [`keeps`](SinkCapability::keeps): the caller notes them in the object's
+    /// record. They are passed nonetheless.
+    fn not_carried(&self, attributes: &Attributes) -> Vec<String> {
+        attributes.lost_in(self.sink_capability().keeps)
     }
 
     /// Stores an object in one request. `Precondition` when the condition does not hold, `Corrupt` when the bytes did not

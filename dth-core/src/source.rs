@@ -1,6 +1,7 @@
 //! Where objects are read from.
 
 use crate::{
+    attribute::AttributeSet,
     checksum::Algorithm,
     error::{Error, ErrorKind, Op, Result},
     index::Index,
@@ -77,6 +78,8 @@ pub struct SourceCapability {
     pub first_part: bool,
     /// Checksums of whole objects that answers may carry.
     pub checksums: &'static [Algorithm],
+    /// What it tells of objects; of what every store has (checksum, time, version, ACL, class) nothing need be said.
+    pub gives: AttributeSet,
     /// Whether objects have tags that [`Source::tags`] reads.
     pub tags: bool,
     /// Whether entries have [`children`](Source::children).

@@ -139,10 +139,14 @@ impl SkipReason {
 /// How a job ended, as the ledger counts it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Outcome {
-    /// Moved and verified against a checksum or etag of the source, or copied inside the store by the store.
-    Copied,
-    /// Moved; what was stored is what was read, but the source offers nothing that would show whether it was read right.
-    CopiedTransportOnly,
+    /// Moved.
+    Copied {
+        /// Verified from end to end against a checksum or etag of the source, or copied inside the store by the store. Otherwise one
+        /// of the two sides shows nothing of what it holds.
+        proven: bool,
+        /// With all its attributes. Otherwise its record names those that the destination does not keep.
+        whole: bool,
+    },
     /// The destination already held it.
     AlreadyCurrent,
     /// Gone from the source.
@@ -156,11 +160,16 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// Moved, verified, with all its attributes.
+    pub const COPIED: Self = Self::Copied { proven: true, whole: true };
+
     /// The ledger's name for it: `copied`, `skipped:archived`, `failed:denied`.
     pub fn label(self) -> String {
         match self {
-            Self::Copied => "copied".into(),
-            Self::CopiedTransportOnly => "copied:transport_only".into(),
+            Self::Copied { proven: true, whole: true } => "copied".into(),
+            Self::Copied { proven: false, whole: true } => "copied:transport_only".into(),
+            Self::Copied { proven: true, whole: false } => "copied:attributes_lost".into(),
+            Self::Copied { proven: false, whole: false } => "copied:transport_only,attributes_lost".into(),
             Self::AlreadyCurrent => "already_current".into(),
             Self::Cancelled => "cancelled".into(),
             Self::Deleted => "deleted".into(),

@@ -65,7 +65,7 @@ async fn children_arrive_before_their_entry() {
     let seen = Arc::clone(&order);
     sink.watch(Box::new(move |key, _| seen.lock().unwrap().push(key.as_str().to_owned())));
     let ended = task(&source, &sink).copy_one(&"index".into()).await.unwrap();
-    assert_eq!((ended.outcome, ended.bytes), (Outcome::Copied, 21 + 18 + 22 + 1 + 6));
+    assert_eq!((ended.outcome, ended.bytes), (Outcome::COPIED, 21 + 18 + 22 + 1 + 6));
     let order = order.lock().unwrap();
     let at = |name: &str| order.iter().position(|n| n == name).unwrap();
     assert_eq!(order.len(), 5, "each once: {order:?}");

@@ -5,6 +5,7 @@ use crate::{
     manifest::{self, Manifest},
 };
 use dth_core::{
+    attribute::{Attribute, AttributeSet},
     checksum::{Algorithm, Checksum, unhex},
     error::{Error, ErrorKind, Op, Result},
     index::IndexCapability,
@@ -19,12 +20,16 @@ pub(crate) fn index_capability() -> IndexCapability {
     IndexCapability { max_key: 255 + 1 + 7 + 128, looked_up: true, ..IndexCapability::like_s3(EtagKind::Digest) }
 }
 
+/// A manifest keeps its type; of a blob, whoever names it says what it is.
+const TYPE: AttributeSet = AttributeSet::of(&[Attribute::ContentType]);
+
 pub(crate) fn source_capability() -> SourceCapability {
     SourceCapability {
         conditional_read: true,
         ranged: true,
         first_part: false,
         checksums: &[Algorithm::Sha256],
+        gives: TYPE,
         tags: false,
         children: true,
     }
@@ -40,15 +45,11 @@ pub(crate) fn sink_capability(stream_window: u64) -> SinkCapability {
         // Stores may check digests, too; what is promised is checked here.
         verifies: &[],
         checksums: &[],
+        keeps: TYPE,
         tags: false,
         tags_follow: false,
         max_copy: None,
     }
-}
-
-/// A manifest keeps its type; of a blob, whoever names it says what it is.
-pub(crate) fn not_carried(attributes: &Attributes) -> Vec<String> {
-    attributes.names().into_iter().filter(|name| name != "content-type").collect()
 }
 
 /// The image that a key names; `Unrepresentable` for what names none.

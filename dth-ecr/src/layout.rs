@@ -13,7 +13,7 @@ use dth_core::{
     checksum::{Algorithm, Checksum, Digester},
     error::{Error, ErrorKind, Op, Result},
     index::{Index, IndexCapability, ListFrom, ListPage, ListRequest},
-    object::{Attributes, ETag, Entry, ObjectInfo, ObjectKey, VersionId},
+    object::{ETag, Entry, ObjectInfo, ObjectKey, VersionId},
     sink::{Body, Condition, Placed, PutOptions, Sink, SinkCapability, Written},
     source::{Family, Read, ReadOptions, Source, SourceCapability},
 };
@@ -450,10 +450,6 @@ impl Source for OciLayout {
 impl Sink for OciLayout {
     fn sink_capability(&self) -> SinkCapability {
         images::sink_capability(STREAM_WINDOW)
-    }
-
-    fn not_carried(&self, attributes: &Attributes) -> Vec<String> {
-        images::not_carried(attributes)
     }
 
     async fn put(&self, key: &ObjectKey, body: Body, options: &PutOptions) -> Result<Written> {

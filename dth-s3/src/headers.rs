@@ -66,6 +66,7 @@ pub(crate) fn info(key: &ObjectKey, size: u64, headers: &HeaderMap, facts: &Fact
             cache_control: text(headers, "cache-control"),
             expires: text(headers, "expires"),
             website_redirect: text(headers, "x-amz-website-redirect-location"),
+            object_lock: object_lock(headers),
             user,
         },
         opaque_etag,
@@ -73,6 +74,15 @@ pub(crate) fn info(key: &ObjectKey, size: u64, headers: &HeaderMap, facts: &Fact
         parts: number(headers, "x-amz-mp-parts-count"),
         tag_count: number(headers, "x-amz-tagging-count"),
     }
+}
+
+/// Retention and legal hold, of whoever may see them (Amazon S3 API Reference, "GetObject").
+fn object_lock(headers: &HeaderMap) -> Option<String> {
+    let mode = text(headers, "x-amz-object-lock-mode");
+    let until = text(headers, "x-amz-object-lock-retain-until-date");
+    let hold = text(headers, "x-amz-object-lock-legal-hold").filter(|hold| hold == "ON").map(|_| "legal hold".to_owned());
+    let said: Vec<String> = [mode, until, hold].into_iter().flatten().collect();
+    (!said.is_empty()).then(|| said.join(" "))
 }
 
 /// Encrypted with KMS or with the customer's key, an object has an etag that is no MD5 (Amazon S3 API Reference, "Object").
@@ -148,11 +158,14 @@ pub(crate) fn put_attributes(headers: &mut HeaderMap, attributes: &Attributes, f
 
 /// The names of those that the store does not keep.
 pub(crate) fn not_kept(attributes: &Attributes, facts: &Facts) -> Vec<String> {
-    let lost = |name: &String| match name.strip_prefix("metadata ") {
-        Some(user) => attributes.user.get(user).is_some_and(|value| !facts.keeps_metadata(user, value)),
-        None => name == "website-redirect" && !facts.website_redirect,
-    };
-    attributes.names().into_iter().filter(lost).collect()
+    let bad_name = |name: &&String| !facts.metadata.underscores && name.contains('_');
+    let mut lost = attributes.lost_in(facts.attributes());
+    for name in attributes.user.keys().filter(bad_name).map(|name| format!("metadata {name}")) {
+        if !lost.contains(&name) {
+            lost.push(name);
+        }
+    }
+    lost
 }
 
 pub(crate) fn put_checksum(headers: &mut HeaderMap, checksum: &Checksum) {

@@ -111,6 +111,7 @@ impl Sink for S3Store {
             conditions: facts.conditions,
             verifies: facts.verifies,
             checksums: facts.tells,
+            keeps: facts.attributes(),
             tags: facts.tags,
             tags_follow: facts.tags && !facts.tags_on_create,
             max_copy: Some(facts.max_copy),

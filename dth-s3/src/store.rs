@@ -8,6 +8,7 @@ use crate::{
 };
 use async_trait::async_trait;
 use dth_core::{
+    attribute::Attribute,
     env::{SharedEnv, SystemEnv},
     error::{Error, ErrorKind, Op, Result},
     http::Connector,
@@ -294,6 +295,8 @@ impl Source for S3Store {
             ranged: true,
             first_part: self.facts.part_reads,
             checksums: self.facts.offers,
+            // Whatever a store does with them, what it gives is passed on.
+            gives: self.facts.attributes().with(Attribute::NonAsciiMetadata, true).with(Attribute::ObjectLock, true),
             tags: self.facts.tags,
             children: false,
         }

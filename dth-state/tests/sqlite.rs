@@ -87,7 +87,7 @@ async fn receivers_wait_for_other_processes() {
 }
 
 fn end(pack: &PackId, index: u32) -> JobEnd {
-    JobEnd { run: RunId::new("r"), origin: Origin(pack.clone(), index), outcome: Outcome::Copied, bytes: 10 }
+    JobEnd { run: RunId::new("r"), origin: Origin(pack.clone(), index), outcome: Outcome::COPIED, bytes: 10 }
 }
 
 /// An older epoch writes nothing, a wrong version conflicts, and a job counts once.

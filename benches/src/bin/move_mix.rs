@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use dth_benches::{at_most, peak_memory};
 use dth_core::{
+    attribute::AttributeSet,
     checksum::{Algorithm, Checksum},
     env::{Env, SystemEnv},
     error::{Error, ErrorKind, Op, Result},
@@ -90,7 +91,15 @@ impl Index for Made {
 #[async_trait]
 impl Source for Made {
     fn source_capability(&self) -> SourceCapability {
-        SourceCapability { conditional_read: true, ranged: true, first_part: false, checksums: &[], tags: false, children: false }
+        SourceCapability {
+            conditional_read: true,
+            ranged: true,
+            first_part: false,
+            checksums: &[],
+            gives: AttributeSet::NONE,
+            tags: false,
+            children: false,
+        }
     }
     async fn read(&self, key: &ObjectKey, options: &ReadOptions) -> Result<Read> {
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -158,6 +167,7 @@ impl Sink for Nowhere {
             conditions: Conditions::ALL,
             verifies: &[Algorithm::Crc64Nvme],
             checksums: &[],
+            keeps: AttributeSet::NONE,
             tags: false,
             tags_follow: false,
             max_copy: None,

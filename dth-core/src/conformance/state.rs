@@ -151,7 +151,7 @@ pub async fn a_claim_tells_what_is_known(bench: &StateBench) -> Checked {
     let jobs: Vec<_> = ["a", "b", "c"].iter().enumerate().map(|(i, k)| (ObjectKey::new(*k), Some(Origin(pack("p"), i as u32)))).collect();
     let claim = bench.state.claim(&pack("p"), Some(&RunId::new("run")), 1, &jobs).await?;
     hold!(claim.ended == [false; 3] && claim.records.iter().all(Option::is_none), "of new jobs it knows {claim:?}");
-    let end = JobEnd { run: RunId::new("run"), origin: Origin(pack("p"), 1), outcome: Outcome::Copied, bytes: 1 };
+    let end = JobEnd { run: RunId::new("run"), origin: Origin(pack("p"), 1), outcome: Outcome::COPIED, bytes: 1 };
     bench.write(&claim.fence, record("b"), Some(end)).await?;
     let claim = bench.state.claim(&pack("p"), Some(&RunId::new("run")), 2, &jobs).await?;
     hold!(claim.ended == [false, true, false], "ended: {:?}", claim.ended);
@@ -162,7 +162,7 @@ pub async fn a_claim_tells_what_is_known(bench: &StateBench) -> Checked {
 /// However often the end of a job is written, by whichever message, its run counts it once.
 pub async fn a_job_counts_once(bench: &StateBench) -> Checked {
     let id = bench.started().await?;
-    let end = || Some(JobEnd { run: RunId::new("run"), origin: Origin(pack("p"), 0), outcome: Outcome::Copied, bytes: 10 });
+    let end = || Some(JobEnd { run: RunId::new("run"), origin: Origin(pack("p"), 0), outcome: Outcome::COPIED, bytes: 10 });
     let first = bench.claim("p", "k").await?;
     bench.write(&first.fence, record("k"), end()).await?;
     let again = bench.claim("p", "k").await?;
@@ -184,7 +184,7 @@ pub async fn a_job_counts_once(bench: &StateBench) -> Checked {
         hold!(counted == Tally { objects: 1, bytes: 3 }, "run {run} counted {counted:?}");
     }
     // What was not written does not count either.
-    let lost = JobEnd { run: RunId::new("run"), origin: Origin(pack("q"), 5), outcome: Outcome::Copied, bytes: 10 };
+    let lost = JobEnd { run: RunId::new("run"), origin: Origin(pack("q"), 5), outcome: Outcome::COPIED, bytes: 10 };
     let conflict = bench.write(&alone.fence, record("k"), Some(lost)).await?;
     hold!(matches!(conflict, WriteResult::Conflict(_)), "a stale version was answered {conflict:?}");
     hold!(bench.state.run(&id).await?.ended_jobs() == 2, "a write that was refused was counted");

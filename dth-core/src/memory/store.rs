@@ -2,6 +2,7 @@
 //! tests see the engine on weaker stores too.
 
 use crate::{
+    attribute::{Attribute, AttributeSet},
     checksum::{Algorithm, Checksum},
     error::{Error, ErrorKind, Op, Result},
     index::{Index, IndexCapability, ListFrom, ListPage, ListRequest, must_carry},
@@ -35,6 +36,8 @@ pub struct MemoryStoreSettings {
     pub conditions: bool,
     /// Whether reads may be pinned to an etag (ignored otherwise).
     pub read_conditions: bool,
+    /// What it keeps of objects besides their bytes.
+    pub keeps: AttributeSet,
     /// Checksums that it gives for whole objects and verifies on writes.
     pub checksums: &'static [Algorithm],
     /// Limits of multipart uploads; `None` for none.
@@ -62,6 +65,7 @@ impl Default for MemoryStoreSettings {
             etag: EtagKind::Md5,
             conditions: true,
             read_conditions: true,
+            keeps: AttributeSet::CONTENT.with(Attribute::Tags, true).with(Attribute::WebsiteRedirect, true),
             checksums: &[Algorithm::Md5, Algorithm::Crc64Nvme],
             multipart: Some(MultipartLimits { min_part: 1, max_part: 1 << 30, max_parts: 10_000, list_parts: true, list_uploads: true }),
             max_put: 5 << 30,
@@ -378,6 +382,7 @@ impl Source for MemoryStore {
             ranged: true,
             first_part: true,
             checksums: self.settings.checksums,
+            gives: self.settings.keeps,
             tags: true,
             children: self.settings.children.is_some(),
         }
@@ -438,6 +443,7 @@ impl Sink for MemoryStore {
             multipart: self.settings.multipart,
             conditions: if self.settings.conditions { Conditions::ALL } else { Conditions::NONE },
             verifies: self.settings.checksums,
+            keeps: self.settings.keeps,
             checksums: self.own_algorithm(),
             tags: true,
             tags_follow: false,

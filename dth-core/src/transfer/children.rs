@@ -50,8 +50,8 @@ impl Brought {
         ended.bytes += self.bytes;
         if self.unproven.is_some() {
             ended.record.verified = self.unproven;
-            if ended.outcome == Outcome::Copied {
-                ended.outcome = Outcome::CopiedTransportOnly;
+            if let Outcome::Copied { proven, .. } = &mut ended.outcome {
+                *proven = false;
             }
         }
     }
@@ -194,7 +194,7 @@ impl Transfer {
             let why = if ended.outcome == Outcome::Cancelled { "a child is gone" } else { "a child cannot be carried" };
             return Err(Error::new(ErrorKind::Conflict, Op::Children, child.key.to_string()).with_source(why));
         }
-        let unproven = ended.record.verified.filter(|_| ended.outcome == Outcome::CopiedTransportOnly);
+        let unproven = ended.record.verified.filter(|_| matches!(ended.outcome, Outcome::Copied { proven: false, .. }));
         Ok(Brought { bytes: ended.bytes, unproven, not_carried: ended.record.not_carried })
     }
 }

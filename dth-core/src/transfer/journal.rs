@@ -189,6 +189,11 @@ impl<'a> Journal<'a> {
         }
     }
 
+    /// The attributes noted so far.
+    pub(super) fn losses(&self) -> &[String] {
+        &self.not_carried
+    }
+
     /// Writes a record that does not end the job. `Conflict` when another delivery or another job wrote in between.
     pub(super) async fn save(&mut self, record: Record, retry: &RetryPolicy, env: &SharedEnv) -> Result<()> {
         let Some(Tenure { store, fence, .. }) = self.store else {

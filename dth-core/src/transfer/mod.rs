@@ -18,6 +18,7 @@ pub(crate) use journal::is_same;
 pub use journal::{Journal, Tenure};
 
 use crate::{
+    attribute::Attribute,
     checksum::Algorithm,
     env::SharedEnv,
     error::{Error, ErrorKind, Op, Result},
@@ -54,6 +55,8 @@ pub struct TransferSettings {
     pub etag_parity: bool,
     /// Carry content headers, user metadata and tags.
     pub metadata: bool,
+    /// An object with an attribute that the destination does not keep is not copied, but a failure.
+    pub strict: bool,
     /// Copy inside the store where both sides are the same one.
     pub server_copy: bool,
     /// At most so many bytes a second leave the source.
@@ -78,6 +81,7 @@ impl Default for TransferSettings {
             memory: 64 << 20,
             etag_parity: true,
             metadata: true,
+            strict: false,
             server_copy: true,
             bytes_per_second: None,
             requests_per_second: None,
@@ -605,8 +609,8 @@ impl Transfer {
             Verified::Source(algorithm) if !self.sink_shows() => Verified::Transport(algorithm),
             verified => verified,
         };
-        let outcome = if matches!(verified, Verified::Transport(_)) { Outcome::CopiedTransportOnly } else { Outcome::Copied };
         let mut record = journal.next(Status::Done, self.env.now());
+        let outcome = Outcome::Copied { proven: !matches!(verified, Verified::Transport(_)), whole: record.not_carried.is_empty() };
         record.source = Some(SourceVersion::of(source));
         record.destination = Some(destination);
         record.checksum = checksum;
@@ -759,8 +763,12 @@ impl Transfer {
                     _ => error,
                 })?;
             } else {
-                journal.not_carried("tags");
+                journal.not_carried(Attribute::Tags.as_str());
             }
+        }
+        if self.settings.strict && !journal.losses().is_empty() {
+            let why = format!("the destination does not keep {} (worker.transfer.strict)", journal.losses().join(", "));
+            return Err(Error::new(ErrorKind::Unrepresentable, Op::Transfer, info.entry.key.to_string()).with_source(why));
         }
         Ok(options)
     }

@@ -241,7 +241,7 @@ impl Inner {
         if wrong(Bug::StateWrittenEarly) && job.action == Action::Copy {
             let mut record = journal.next(Status::Done, self.env.now());
             record.source = Some(job.listed());
-            let end = pack.origin(index).map(|origin| JobEnd { run: run.clone(), origin, outcome: Outcome::Copied, bytes: 0 });
+            let end = pack.origin(index).map(|origin| JobEnd { run: run.clone(), origin, outcome: Outcome::COPIED, bytes: 0 });
             let early = RecordWrite { record: record.clone(), ends: end.into_iter().collect() };
             if self.state.commit(&claim.fence, &[early]).await.is_ok() {
                 record.version += 1;
@@ -374,7 +374,7 @@ impl Inner {
     /// Another delivery, or another job, has recorded something else, and perhaps an older version than the one that we published
     /// (the source was overwritten in between): whoever takes this message looks, and makes the record true. It counts nowhere.
     async fn tell_of_published(&self, pack: &Pack, ended: impl IntoIterator<Item = (usize, &Ended)>) -> Result<()> {
-        let published = ended.into_iter().filter(|(_, e)| matches!(e.outcome, Outcome::Copied | Outcome::CopiedTransportOnly));
+        let published = ended.into_iter().filter(|(_, e)| matches!(e.outcome, Outcome::Copied { .. }));
         let looks: Vec<_> = published
             .map(|(index, ended)| {
                 let job = &pack.jobs[index];

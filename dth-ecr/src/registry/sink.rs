@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use dth_core::{
     error::{Error, ErrorKind, Op, Result, Retry},
-    object::{Attributes, ETag, Entry, ObjectKey},
+    object::{ETag, Entry, ObjectKey},
     retry::RetryPolicy,
     sink::{Body, Condition, Placed, PutOptions, Sink, SinkCapability, Written},
     source::ByteStream,
@@ -50,10 +50,6 @@ const PIECES: RetryPolicy = RetryPolicy { tries: 6, base_ms: 400, cap_ms: LONGES
 impl Sink for Registry {
     fn sink_capability(&self) -> SinkCapability {
         images::sink_capability(PIECE as u64)
-    }
-
-    fn not_carried(&self, attributes: &Attributes) -> Vec<String> {
-        images::not_carried(attributes)
     }
 
     async fn put(&self, key: &ObjectKey, body: Body, options: &PutOptions) -> Result<Written> {

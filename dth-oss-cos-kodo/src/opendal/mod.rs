@@ -15,6 +15,7 @@ use ::opendal::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use dth_core::{
+    attribute::{Attribute, AttributeSet},
     checksum::{Algorithm, Checksum, Digester},
     error::{Error, ErrorKind, Op, Result},
     index::{Index, IndexCapability, ListPage, ListRequest, must_carry},
@@ -172,7 +173,15 @@ impl Index for OpendalSource {
 impl Source for OpendalSource {
     fn source_capability(&self) -> SourceCapability {
         let conditional_read = self.operator.info().capability().read_with_if_match;
-        SourceCapability { conditional_read, ranged: true, first_part: false, checksums: &[], tags: false, children: false }
+        SourceCapability {
+            conditional_read,
+            ranged: true,
+            first_part: false,
+            checksums: &[],
+            gives: self.attributes(),
+            tags: false,
+            children: false,
+        }
     }
 
     async fn read(&self, key: &ObjectKey, options: &ReadOptions) -> Result<Read> {
@@ -212,6 +221,18 @@ impl Source for OpendalSource {
 }
 
 impl OpendalSource {
+    /// What the service writes, and reads back.
+    fn attributes(&self) -> AttributeSet {
+        let can = self.operator.info().capability();
+        AttributeSet::NONE
+            .with(Attribute::ContentType, can.write_with_content_type)
+            .with(Attribute::ContentEncoding, can.write_with_content_encoding)
+            .with(Attribute::ContentDisposition, can.write_with_content_disposition)
+            .with(Attribute::CacheControl, can.write_with_cache_control)
+            .with(Attribute::Metadata, can.write_with_user_metadata)
+            .with(Attribute::NonAsciiMetadata, can.write_with_user_metadata)
+    }
+
     /// The etag as the service gave it, where it gave one.
     fn real_etag(&self, info: &ObjectInfo) -> Option<String> {
         info.entry.etag.as_ref().filter(|e| !e.as_str().starts_with(MADE)).map(|e| format!("\"{e}\""))
@@ -308,6 +329,7 @@ impl Sink for OpendalSink {
             conditions: Conditions { absent: can.write_with_if_not_exists, unchanged: false, delete: false },
             verifies: VERIFIES,
             checksums: &[],
+            keeps: self.0.attributes(),
             tags: false,
             tags_follow: false,
             max_copy: None,
@@ -315,16 +337,9 @@ impl Sink for OpendalSink {
     }
 
     fn not_carried(&self, attributes: &Attributes) -> Vec<String> {
-        let can = self.0.operator.info().capability();
-        let text = |name: &str| attributes.user.get(name).is_some_and(|v| std::str::from_utf8(v).is_ok());
-        let lost = |name: &String| match name.as_str() {
-            "content-type" => !can.write_with_content_type,
-            "content-encoding" => !can.write_with_content_encoding,
-            "content-disposition" => !can.write_with_content_disposition,
-            "cache-control" => !can.write_with_cache_control,
-            name => name.strip_prefix("metadata ").is_none_or(|name| !can.write_with_user_metadata || !text(name)),
-        };
-        attributes.names().into_iter().filter(lost).collect()
+        let binary = attributes.user.iter().filter(|(_, value)| std::str::from_utf8(value).is_err());
+        let binary = binary.map(|(name, _)| format!("metadata {name}"));
+        attributes.lost_in(self.0.attributes()).into_iter().chain(binary).collect()
     }
 
     async fn put(&self, key: &ObjectKey, body: Body, options: &PutOptions) -> Result<Written> {

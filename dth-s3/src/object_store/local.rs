@@ -3,10 +3,11 @@
 use super::{ObjectStoreAdapter, checked_at_the_end, classify, exact_path, io_kind};
 use async_trait::async_trait;
 use dth_core::{
+    attribute::AttributeSet,
     env::{SharedEnv, SystemEnv, random_id},
     error::{Error, ErrorKind, Op, Result},
     index::{Index, IndexCapability, ListPage, ListRequest},
-    object::{Attributes, ETag, Entry, ObjectInfo, ObjectKey, VersionId},
+    object::{ETag, Entry, ObjectInfo, ObjectKey, VersionId},
     sink::{Body, Condition, PutOptions, Sink, SinkCapability, Written},
     source::{Read, ReadOptions, Source, SourceCapability},
     walk::{Folders, Item},
@@ -203,7 +204,7 @@ impl Index for LocalDirectory {
 #[async_trait]
 impl Source for LocalDirectory {
     fn source_capability(&self) -> SourceCapability {
-        self.inner.source_capability()
+        SourceCapability { gives: AttributeSet::NONE, ..self.inner.source_capability() }
     }
 
     async fn read(&self, key: &ObjectKey, options: &ReadOptions) -> Result<Read> {
@@ -234,11 +235,7 @@ impl Source for LocalDirectory {
 #[async_trait]
 impl Sink for LocalDirectory {
     fn sink_capability(&self) -> SinkCapability {
-        self.inner.sink_capability()
-    }
-
-    fn not_carried(&self, attributes: &Attributes) -> Vec<String> {
-        attributes.names()
+        SinkCapability { keeps: AttributeSet::NONE, ..self.inner.sink_capability() }
     }
 
     async fn put(&self, key: &ObjectKey, body: Body, options: &PutOptions) -> Result<Written> {

@@ -10,6 +10,7 @@ pub use local::LocalDirectory;
 use async_trait::async_trait;
 use bytes::Bytes;
 use dth_core::{
+    attribute::{Attribute, AttributeSet},
     checksum::{Algorithm, Checksum, Digester},
     error::{Error, ErrorKind, Op, Result},
     index::{Index, IndexCapability, ListPage, ListRequest, must_carry},
@@ -20,7 +21,8 @@ use dth_core::{
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 use object_store::{
-    Attribute, AttributeValue, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMultipartOptions, PutPayload, path::Path,
+    Attribute as Named, AttributeValue, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMultipartOptions, PutPayload,
+    path::Path,
 };
 use std::{borrow::Cow, fmt, sync::Arc};
 
@@ -32,6 +34,9 @@ const PARTS: u64 = 9_000;
 const PAGE: u32 = 1000;
 /// Checksums that are verified here, before the store is told to make the object visible.
 const VERIFIES: &[Algorithm] = &[Algorithm::Md5, Algorithm::Crc64Nvme, Algorithm::Crc32c, Algorithm::Sha256];
+
+/// What the crate has names for.
+const KEEPS: AttributeSet = AttributeSet::CONTENT.without(Attribute::Expires);
 
 /// Any `object_store::ObjectStore` as source and sink.
 ///
@@ -181,7 +186,15 @@ impl Index for ObjectStoreAdapter {
 #[async_trait]
 impl Source for ObjectStoreAdapter {
     fn source_capability(&self) -> SourceCapability {
-        SourceCapability { conditional_read: false, ranged: true, first_part: false, checksums: &[], tags: false, children: false }
+        SourceCapability {
+            conditional_read: false,
+            ranged: true,
+            first_part: false,
+            checksums: &[],
+            gives: KEEPS,
+            tags: false,
+            children: false,
+        }
     }
 
     async fn read(&self, key: &ObjectKey, options: &ReadOptions) -> Result<Read> {
@@ -235,6 +248,7 @@ impl Sink for ObjectStoreAdapter {
             conditions: Conditions::NONE,
             verifies: VERIFIES,
             checksums: &[],
+            keeps: KEEPS,
             tags: false,
             tags_follow: false,
             max_copy: None,
@@ -242,12 +256,9 @@ impl Sink for ObjectStoreAdapter {
     }
 
     fn not_carried(&self, attributes: &Attributes) -> Vec<String> {
-        let text = |name: &str| attributes.user.get(name).is_some_and(|v| std::str::from_utf8(v).is_ok());
-        let lost = |name: &String| match name.as_str() {
-            "expires" | "website-redirect" => true,
-            name => name.strip_prefix("metadata ").is_some_and(|name| !text(name)),
-        };
-        attributes.names().into_iter().filter(lost).collect()
+        let binary = attributes.user.iter().filter(|(_, value)| std::str::from_utf8(value).is_err());
+        let binary = binary.map(|(name, _)| format!("metadata {name}"));
+        attributes.lost_in(KEEPS).into_iter().chain(binary).collect()
     }
 
     async fn put(&self, key: &ObjectKey, body: Body, options: &PutOptions) -> Result<Written> {
@@ -282,12 +293,12 @@ fn info(key: &ObjectKey, meta: &ObjectMeta, attributes: &object_store::Attribute
     for (name, value) in attributes {
         let text = || Some(value.as_ref().to_owned());
         match name {
-            Attribute::ContentDisposition => a.content_disposition = text(),
-            Attribute::ContentEncoding => a.content_encoding = text(),
-            Attribute::ContentLanguage => a.content_language = text(),
-            Attribute::ContentType => a.content_type = text(),
-            Attribute::CacheControl => a.cache_control = text(),
-            Attribute::Metadata(name) => {
+            Named::ContentDisposition => a.content_disposition = text(),
+            Named::ContentEncoding => a.content_encoding = text(),
+            Named::ContentLanguage => a.content_language = text(),
+            Named::ContentType => a.content_type = text(),
+            Named::CacheControl => a.cache_control = text(),
+            Named::Metadata(name) => {
                 a.user.insert(name.to_string(), Bytes::copy_from_slice(value.as_ref().as_bytes()));
             }
             _ => {}
@@ -301,11 +312,11 @@ fn to_attributes(attributes: &Attributes) -> object_store::Attributes {
     let a = attributes;
     let mut all = object_store::Attributes::new();
     let plain = [
-        (Attribute::ContentDisposition, &a.content_disposition),
-        (Attribute::ContentEncoding, &a.content_encoding),
-        (Attribute::ContentLanguage, &a.content_language),
-        (Attribute::ContentType, &a.content_type),
-        (Attribute::CacheControl, &a.cache_control),
+        (Named::ContentDisposition, &a.content_disposition),
+        (Named::ContentEncoding, &a.content_encoding),
+        (Named::ContentLanguage, &a.content_language),
+        (Named::ContentType, &a.content_type),
+        (Named::CacheControl, &a.cache_control),
     ];
     for (name, value) in plain {
         if let Some(value) = value {
@@ -314,7 +325,7 @@ fn to_attributes(attributes: &Attributes) -> object_store::Attributes {
     }
     for (name, value) in &a.user {
         if let Ok(text) = std::str::from_utf8(value) {
-            all.insert(Attribute::Metadata(Cow::Owned(name.clone())), AttributeValue::from(text.to_owned()));
+            all.insert(Named::Metadata(Cow::Owned(name.clone())), AttributeValue::from(text.to_owned()));
         }
     }
     all

@@ -2,6 +2,7 @@
 
 use crate::wire::uri;
 use dth_core::{
+    attribute::{Attribute, AttributeSet},
     checksum::Algorithm,
     object::{ETag, EtagKind},
     sink::Conditions,
@@ -208,6 +209,12 @@ impl Facts {
     /// A text of a listing as it really is: decoded only when the answer says that it is encoded (F7).
     pub(crate) fn listed(&self, text: &str, encoded: bool) -> Option<String> {
         if encoded { uri::decode_listed(text, self.plus == Plus::Space) } else { Some(text.to_owned()) }
+    }
+
+    /// What the store keeps of objects, and tells of them.
+    pub(crate) fn attributes(&self) -> AttributeSet {
+        let set = AttributeSet::CONTENT.with(Attribute::Tags, self.tags).with(Attribute::WebsiteRedirect, self.website_redirect);
+        if self.metadata.non_ascii == NonAscii::Lost { set.without(Attribute::NonAsciiMetadata) } else { set }
     }
 
     /// Whether user metadata of this name and value can be kept.

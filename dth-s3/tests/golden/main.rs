@@ -146,6 +146,7 @@ fn options() -> PutOptions {
         cache_control: text("max-age=60"),
         expires: text("Thu, 01 Jan 2099 00:00:00 GMT"),
         website_redirect: text("/elsewhere"),
+        object_lock: None,
         user: [("name".to_owned(), Bytes::from("value")), ("umlaut".to_owned(), Bytes::from("ä")), ("a_b".to_owned(), Bytes::from("1"))]
             .into(),
     };

@@ -326,7 +326,7 @@ mod tests {
         let write = |n: usize| {
             let record = Record::new(format!("k{n}").as_str().into(), RunId::new("r"), Status::Done, SystemEnv.now());
             let origin = Origin(PackId::new(format!("pack{n}")), 0);
-            let end = JobEnd { run: RunId::new(format!("run{}", n % 7)), origin, outcome: Outcome::Copied, bytes: 1 };
+            let end = JobEnd { run: RunId::new(format!("run{}", n % 7)), origin, outcome: Outcome::COPIED, bytes: 1 };
             RecordWrite { record, ends: vec![end] }
         };
         let writes: Vec<RecordWrite> = (0..200).map(write).collect();

@@ -81,7 +81,7 @@ async fn images_arrive_with_their_digests() {
     let list: Vec<&str> = set.list.iter().map(String::as_str).collect();
     let copying = Copying::new(from.config(), to.config(), &list);
     let report = copying.succeeds().await;
-    assert_eq!(report.run.outcome(&Outcome::Copied.label()).objects, 27, "{report}");
+    assert_eq!(report.run.outcome(&Outcome::COPIED.label()).objects, 27, "{report}");
     let (asked, written) = (from.requests().await, to.requests().await);
     println!("27 images, fresh: source {} {asked:?}, destination {} {written:?}", sum(&asked, ""), sum(&written, ""));
     assert!(sum(&asked, "") <= 130 && sum(&written, "") <= 280, "{asked:?} {written:?}");
@@ -127,7 +127,7 @@ async fn a_set_arrives_with_all_that_hangs_on_it() {
     let copying = Copying::new(source.config(), there.config(), &images).selecting(|s| s.referrers = true);
     source.asked();
     let report = copying.succeeds().await;
-    assert_eq!(report.run.outcome(&Outcome::Copied.label()).objects, 30, "{report}");
+    assert_eq!(report.run.outcome(&Outcome::COPIED.label()).objects, 30, "{report}");
     let (asked, written) = (source.asked(), there.asked());
     let count = |all: &[String], method: &str, what: &str| all.iter().filter(|a| a.starts_with(method) && a.contains(what)).count();
     let kinds = ["manifests", "blobs", "referrers", "tags"].map(|what| format!("{what} {}", count(&asked, "", what)));
