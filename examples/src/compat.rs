@@ -3,7 +3,7 @@
 use crate::{Settings, settings::Cluster};
 use anyhow::{Context, bail, ensure};
 use dth_core::plan::compare::CompareBy;
-use dth_s3::{CredentialsConfig, Encryption, Profile, S3Config, Style};
+use dth_s3::{CredentialsConfig, Encryption, Profile, S3Config};
 use std::collections::BTreeMap;
 
 /// Names in the environment. In the file they are written as in `srcBucket`.
@@ -216,20 +216,17 @@ fn source(settings: &mut Settings, values: &Values) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A store that speaks S3 and is not Amazon's: where it is, and how its buckets are named.
+/// A store that is not Amazon's.
 fn elsewhere(side: &mut S3Config, kind: &str) -> anyhow::Result<()> {
-    let of_region = |region: &str| match kind {
-        "Aliyun_OSS" => Ok(format!("https://oss-{region}.aliyuncs.com")),
-        "Tencent_COS" => Ok(format!("https://cos.{region}.myqcloud.com")),
-        "Qiniu_Kodo" => Ok(format!("https://s3.{region}.qiniucs.com")),
+    side.profile = match kind {
+        "Aliyun_OSS" => Profile::Oss,
+        "Tencent_COS" => Profile::Cos,
+        "Qiniu_Kodo" => Profile::Kodo,
         other => bail!("SOURCE_TYPE = `{other}`: Amazon_S3, Aliyun_OSS, Tencent_COS or Qiniu_Kodo is expected"),
     };
-    let endpoint = of_region(&side.region)?;
-    (side.profile, side.style) = (Profile::Compatible, Style::VirtualHost);
-    if side.endpoint.is_none() {
-        ensure!(!side.region.is_empty(), "SOURCE_TYPE = `{kind}` needs SRC_REGION or SRC_ENDPOINT: otherwise Amazon would be asked");
-        side.endpoint = Some(endpoint);
-    }
+    // Signatures name the region, whatever the endpoint; those of COS do not.
+    let needed = side.endpoint.is_none() || side.profile != Profile::Cos;
+    ensure!(!needed || !side.region.is_empty(), "SOURCE_TYPE = `{kind}` needs SRC_REGION");
     Ok(())
 }
 
@@ -377,12 +374,12 @@ mod tests {
             ("Tencent_COS", "https://cos.x-1.myqcloud.com"),
             ("Qiniu_Kodo", "https://s3.x-1.qiniucs.com"),
         ] {
-            let side = applied(&format!("srcType: {kind}\nsrcRegion: x-1\n")).unwrap().source;
-            assert_eq!((side.endpoint.as_deref(), side.style), (Some(endpoint), Style::VirtualHost));
-            let side = applied(&format!("srcType: {kind}\nsrcEndpoint: https://own.example\n")).unwrap().source;
-            assert_eq!(side.endpoint.as_deref(), Some("https://own.example"));
+            let side = applied(&format!("srcType: {kind}\nsrcBucket: b\nsrcRegion: x-1\n")).unwrap().source;
+            assert!(format!("{:?}", dth_s3::S3Store::new(side).unwrap()).contains(endpoint));
+            let own = format!("srcType: {kind}\nsrcRegion: x-1\nsrcEndpoint: https://own.example\n");
+            assert_eq!(applied(&own).unwrap().source.endpoint.as_deref(), Some("https://own.example"));
             let error = applied(&format!("srcType: {kind}\n")).unwrap_err();
-            assert!(error.to_string().contains("SRC_ENDPOINT"), "{error:#}");
+            assert!(error.to_string().contains("SRC_REGION"), "{error:#}");
         }
     }
 

@@ -1,9 +1,11 @@
 //! What stores tell of changed objects: the event notifications of Amazon S3, directly, by EventBridge or by SNS, and the
-//! messages of the original system.
+//! messages of the original system; and those of other clouds.
 //!
 //! An event is a hint to look, never an order: whoever takes it asks the source what it holds now, so that any order and any
 //! number of events end in the same state. What an event says of the object helps to plan the look, and its sequencer saves
 //! looks that a later event has made already.
+
+mod clouds;
 
 use super::{Action, Intake, Job, Seen, excerpt};
 use crate::{
@@ -44,11 +46,15 @@ pub(super) fn read(body: &str, value: &Value, intake: &Intake) -> Result<Told> {
     let mut told = Told { text: body.to_owned(), ..Told::default() };
     if let Some(records) = value.get("Records").and_then(Value::as_array) {
         // One that nobody understands does not keep its neighbours from being done.
-        let refused = records.iter().filter_map(|record| reader.record(record, &mut told).err());
-        told.refused = refused.map(|error| error.chain()).collect();
-        if told.jobs.is_empty() && !told.refused.is_empty() {
-            return Err(reader.invalid(told.refused.join("; ")));
-        }
+        let is_of_cos = |record: &Value| record.get("cos").is_some();
+        let one = |record: &Value, told: &mut Told| if is_of_cos(record) { reader.cos(record, told) } else { reader.record(record, told) };
+        reader.each(records, one, &mut told)?;
+    } else if let Some(events) = value.get("events").and_then(Value::as_array) {
+        reader.each(events, |event, told| reader.oss(event, told), &mut told)?;
+    } else if let Some(data) = value.get("data").filter(|_| value.get("source").and_then(Value::as_str) == Some("acs.oss")) {
+        reader.oss(data, &mut told)?;
+    } else if value.get("Subject").and_then(Value::as_str) == Some("Qiniu KODO Notification") {
+        reader.kodo(value, &mut told)?;
     } else if value.get("detail-type").is_some() {
         reader.event_bridge(value, &mut told)?;
     } else if value.get("TopicArn").is_some() || value.get("Type").and_then(Value::as_str) == Some("Notification") {
@@ -80,6 +86,15 @@ enum Kind {
 impl Reader<'_> {
     fn invalid(&self, why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
         Error::new(ErrorKind::Invalid, Op::Receive, excerpt(self.body)).with_source(why)
+    }
+
+    /// Several in one message: one that nobody understands does not keep its neighbours from being done.
+    fn each(&self, events: &[Value], one: impl Fn(&Value, &mut Told) -> Result<()>, told: &mut Told) -> Result<()> {
+        told.refused = events.iter().filter_map(|event| one(event, told).err()).map(|error| error.chain()).collect();
+        if told.jobs.is_empty() && !told.refused.is_empty() {
+            return Err(self.invalid(told.refused.join("; ")));
+        }
+        Ok(())
     }
 
     fn parse<'de, T: Deserialize<'de>>(&self, value: &'de Value) -> Result<T> {
