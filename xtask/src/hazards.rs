@@ -17,7 +17,7 @@ fn sources(folder: &Path, all: &mut String) {
 fn every_named_test_is_there() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut all = String::new();
-    for folder in ["dth-core", "dth-ecr", "dth-s3", "dth-state", "examples", "benches"] {
+    for folder in ["dth-core", "dth-ecr", "dth-oss-cos-kodo", "dth-s3", "dth-state", "examples", "benches"] {
         sources(&root.join(folder), &mut all);
     }
     let read = |file: &str| std::fs::read_to_string(root.join(file)).unwrap();

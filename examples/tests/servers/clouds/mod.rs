@@ -1,5 +1,6 @@
 //! OSS, COS and Kodo, before servers that judge every request by the code of the vendor's own SDK (`server.py`).
 
+mod bridges;
 mod opendal;
 
 use crate::support::{bytes, contents, open_uploads, put, put_multipart, venv};
