@@ -16,6 +16,12 @@ fn fifty_million_keys_are_compared_in_64_mib() {
     run(env!("CARGO_BIN_EXE_find_keys"), &["50000000", "64"]);
 }
 
+/// F5, at the size that the original system promises.
+#[test]
+fn ten_million_prefixes_fit_into_64_mib() {
+    run(env!("CARGO_BIN_EXE_prefix_list"), &["10000000", "64"]);
+}
+
 #[test]
 fn bytes_in_flight_keep_to_the_budget() {
     run(env!("CARGO_BIN_EXE_move_mix"), &["8", "256", "320"]);

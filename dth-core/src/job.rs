@@ -13,6 +13,7 @@ use crate::{
     filter::Filter,
     finder::FinderSettings,
     object::{ETag, Entry, ObjectKey, Sequencer},
+    prefixes::PrefixList,
     sink::{Condition, UploadId},
     state::{Origin, PackId, RunId, SourceVersion},
 };
@@ -200,6 +201,8 @@ impl Job {
 pub struct Intake {
     /// Keys of the task begin so.
     pub prefix: String,
+    /// And with one of these, where there is a list.
+    pub prefixes: Option<PrefixList>,
     /// Which source objects take part.
     pub filter: Filter,
     /// When the destination may be replaced.
@@ -212,12 +215,19 @@ impl Intake {
     /// What a finder with these settings would find, and these events. `Invalid` when a glob is not one.
     pub fn new(finder: &FinderSettings, events: &EventSettings) -> Result<Self> {
         let filter = Filter::new(finder.filter.clone())?;
-        Ok(Self { prefix: finder.prefix.clone(), filter, overwrite: finder.overwrite, events: events.clone() })
+        Ok(Self {
+            prefix: finder.prefix.clone(),
+            prefixes: finder.prefixes.clone(),
+            filter,
+            overwrite: finder.overwrite,
+            events: events.clone(),
+        })
     }
 
-    /// Whether a key is of the task, by its prefix.
+    /// Whether a key is of the task, by its prefix or prefixes. What cannot be looked up is taken for one: to look at it does no harm.
     pub fn covers(&self, key: &ObjectKey) -> bool {
-        key.as_str().starts_with(&self.prefix)
+        let listed = |prefixes: &PrefixList| prefixes.covers(key.as_str()).unwrap_or(true);
+        key.as_str().starts_with(&self.prefix) && self.prefixes.as_ref().is_none_or(listed)
     }
 
     /// Every message that can be read.

@@ -20,6 +20,7 @@ pub mod memory;
 pub mod notify;
 pub mod object;
 pub mod plan;
+pub mod prefixes;
 #[cfg(feature = "conformance")]
 pub mod proof;
 #[cfg(not(feature = "conformance"))]

@@ -12,6 +12,7 @@ use dth_core::{
     manifest::{self, Line, Spool, Verification},
     memory::{MemoryQueue, MemoryState, MemoryStore, MemoryStoreSettings},
     object::{Entry, EtagKind, ObjectInfo, ObjectKey, VersionId},
+    prefixes::PrefixList,
     queue::{Message, Queue},
     retry::RetryPolicy,
     runs,
@@ -304,6 +305,33 @@ async fn an_unordered_listing_is_sorted() {
     let t = run.totals;
     assert_eq!((t.listed.objects, t.unchanged.objects, t.queued.objects), (100, 33, 67));
     assert_eq!((t.source_pages, t.destination_pages), (15, 10), "each page is asked for once");
+}
+
+/// F5: only what a list of prefixes names is moved, and only such keys are extra at the destination.
+#[tokio::test]
+async fn a_list_of_prefixes_selects_what_is_moved() {
+    let text: &[u8] = b"logs/2026/\r\n\r\nb\nlogs/2026/01/\nzz\n";
+    let prefixes = PrefixList::read("list", Box::pin(futures_util::stream::iter([Ok(bytes::Bytes::from_static(text))]))).await.unwrap();
+    assert_eq!(prefixes.count(), 3);
+    let (source, sink) = (MemoryStore::default(), MemoryStore::default());
+    for key in ["a", "b", "b/c", "bc", "c", "logs/2025/x", "logs/2026/01/x", "logs/2026/y", "logs/2027", "z", "zz"] {
+        source.insert(key, key);
+    }
+    for key in ["to/b/extra", "to/c/stays", "to/logs/2026/extra", "elsewhere"] {
+        sink.insert(key, "x");
+    }
+    let finder = FinderSettings { prefixes: Some(prefixes.clone()), delete_extra: true, ..FinderSettings::default() };
+    let task = task(&source, &sink).with_keys(KeyMap::new("to")).with_finder(finder);
+    let report = task.run().await.unwrap();
+    assert!(report.is_success(), "{report}");
+    let found: Vec<String> = bodies(&sink).into_keys().map(|k| k.as_str().to_owned()).collect();
+    let expected =
+        ["elsewhere", "to/b", "to/b/c", "to/bc", "to/c/stays", "to/logs/2026/01/x", "to/logs/2026/y", "to/zz"].map(str::to_owned);
+    assert_eq!(found, expected);
+    let both = FinderSettings { prefix: "logs/".into(), prefixes: Some(prefixes), ..FinderSettings::default() };
+    let error = self::task(&source, &sink).with_finder(both).run().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert!(error.chain().contains("finder.prefix"), "{}", error.chain());
 }
 
 /// F8: a listing that is not in byte order is noticed, never compared wrongly.

@@ -208,10 +208,14 @@ fn source(settings: &mut Settings, values: &Values) -> anyhow::Result<()> {
     }
     identity(side, values, "SRC_CREDENTIALS", "SRC_IN_CURRENT_ACCOUNT")?;
     set(&mut settings.finder.prefix, values.get("SRC_PREFIX"));
-    for name in ["SRC_PREFIX_LIST", "SRC_PREFIX_LIST_BUCKET"] {
-        if let Some(list) = values.get(name) {
-            bail!("{name} = `{list}`: lists of prefixes are not read yet; take one task a prefix (SRC_PREFIX)");
-        }
+    let bucket = values.get("SRC_PREFIX_LIST_BUCKET").map(str::to_owned);
+    if let Some(key) = values.get("SRC_PREFIX_LIST") {
+        // There the list stands for the prefix.
+        settings.finder.prefix.clear();
+        let list = settings.prefix_list.get_or_insert_default();
+        (list.file, list.key, list.bucket) = (None, Some(key.to_owned()), bucket);
+    } else if let Some(bucket) = bucket {
+        bail!("SRC_PREFIX_LIST_BUCKET = `{bucket}`: there is no SRC_PREFIX_LIST in it");
     }
     Ok(())
 }
@@ -323,13 +327,16 @@ mod tests {
             if name == "SOURCE_TYPE" {
                 values = values.or(Values::of([("SRC_REGION", "x".into())]));
             }
+            if name == "SRC_PREFIX_LIST_BUCKET" {
+                values = values.or(Values::of([("SRC_PREFIX_LIST", "list".into())]));
+            }
             if name == "DEST_SSE_KMS_KEY_ID" {
                 values = values.or(Values::of([("DEST_SSE_TYPE", "aws:kms".into())]));
             }
             let mut settings = Settings::default();
-            let refused = apply(&mut settings, &values).is_err();
+            apply(&mut settings, &values).unwrap();
             let changed = toml::to_string(&settings).unwrap() != toml::to_string(&Settings::default()).unwrap();
-            assert_eq!((refused || changed, name.starts_with("SRC_PREFIX_LIST")), (!NEEDLESS.contains(&name), refused), "{name}");
+            assert_eq!(changed, !NEEDLESS.contains(&name), "{name}");
         }
     }
 
@@ -391,7 +398,6 @@ mod tests {
             ("chunkSize: 99999999999999999999", "CHUNK_SIZE"),
             ("chunkSize: 18446744073709551615", "CHUNK_SIZE"),
             ("srcType: Floppy", "SOURCE_TYPE"),
-            ("srcPrefixList: prefixes.txt", "SRC_PREFIX_LIST"),
             ("destSSEKMSKeyId: k", "DEST_SSE_KMS_KEY_ID"),
             ("srcBucket: a\n\ndestBuckt: b", "line 3: `destBuckt`"),
             ("no colon", "line 1"),

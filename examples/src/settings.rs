@@ -4,18 +4,21 @@
 mod aws;
 
 use crate::compat::{self, Values};
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use dth_core::{
+    env::SystemEnv,
     finder::FinderSettings,
     http::{Http, HttpSettings, Proxy},
     key_map::KeyMap,
     manifest::Spool,
     notify::{Alarms, LogNotifier, Notifier, Webhook},
+    object::ObjectKey,
     plan::cost::Prices,
+    prefixes::PrefixList,
     queue::Queue,
     secret::Secret,
     sink::Sink,
-    source::Source,
+    source::{ReadOptions, Source},
     state::StateStore,
     sync::Sync,
     worker::WorkerSettings,
@@ -56,6 +59,8 @@ pub struct Settings {
     pub destination_layout: Option<PathBuf>,
     /// Put before every key, with a slash.
     pub destination_prefix: String,
+    /// Only keys that begin with a line of this file.
+    pub prefix_list: Option<PrefixListSettings>,
     /// The SQLite file with queue and state, for workers on one machine; in memory, and forgotten, when there is none.
     pub state: Option<PathBuf>,
     /// Queue and state in Amazon SQS and DynamoDB instead, for workers on any number of machines.
@@ -70,6 +75,18 @@ pub struct Settings {
     pub worker: WorkerSettings,
     /// For the cost of a plan.
     pub prices: Prices,
+}
+
+/// A file with one prefix a line, which stands for `finder.prefix`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PrefixListSettings {
+    /// It lies in a local file.
+    pub file: Option<PathBuf>,
+    /// It is an object, of the source if nothing else is said.
+    pub key: Option<String>,
+    /// It is an object of another bucket than the source, for which all other settings of the source hold.
+    pub bucket: Option<String>,
 }
 
 /// A registry of Amazon ECR; credentials come from the default chain of the SDKs, or a named profile.
@@ -267,6 +284,11 @@ impl Settings {
         ensure!(self.state.is_none() || self.cluster.is_none(), twice);
         ensure!(webhook_token.is_none() || webhook.is_some(), "alarms.webhook_token: there is no alarms.webhook to send it to");
         ensure!(endpoint.is_none() || sns.is_some(), "alarms.endpoint: there is no alarms.sns to send to");
+        if let Some(PrefixListSettings { file, key, bucket }) = &self.prefix_list {
+            ensure!(file.is_some() != key.is_some(), "prefix_list: one of `file` and `key` says where it is");
+            ensure!(bucket.is_none() || key.is_some(), "prefix_list.bucket: there is no prefix_list.key");
+            ensure!(self.finder.prefix.is_empty(), "`prefix_list` and `finder.prefix` are both set: leave one of them out");
+        }
         self.worker.validate()?;
         Ok(())
     }
@@ -327,13 +349,42 @@ impl Settings {
     async fn task_with(&self, notes: Option<Arc<dyn StateStore>>) -> anyhow::Result<Sync> {
         let task = Sync::new(self.source().await?, self.sink(notes).await?)
             .with_keys(KeyMap::new(&self.destination_prefix))
-            .with_finder(self.finder.clone())
+            .with_finder(self.selection().await?)
             .with_worker(self.worker.clone())
             .with_alarms(self.alarms().await?);
         Ok(match &self.manifest {
             Some(folder) => task.with_spool(Spool::new(folder)),
             None => task,
         })
+    }
+
+    /// How the finder finds, with the list of prefixes, which is read for it.
+    pub async fn selection(&self) -> anyhow::Result<FinderSettings> {
+        let prefixes = match &self.prefix_list {
+            Some(list) => Some(self.prefixes(list).await.context("prefix_list")?),
+            None => None,
+        };
+        Ok(FinderSettings { prefixes, ..self.finder.clone() })
+    }
+
+    async fn prefixes(&self, list: &PrefixListSettings) -> anyhow::Result<PrefixList> {
+        let (store, key): (Arc<dyn Source>, String) = match (&list.file, &list.key) {
+            (Some(file), _) => {
+                let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                let name = file.file_name().and_then(|name| name.to_str()).context("`file` names no file")?;
+                (Arc::new(LocalDirectory::open(folder)?), name.to_owned())
+            }
+            (None, Some(key)) => match &list.bucket {
+                Some(bucket) => (Arc::new(S3Store::new(S3Config { bucket: bucket.clone(), ..self.source.clone() })?), key.clone()),
+                None => (self.source().await?, key.clone()),
+            },
+            (None, None) => bail!("one of `file` and `key` says where it is"),
+        };
+        let (retry, env) = (self.finder.retry, SystemEnv);
+        let key = ObjectKey::new(key);
+        let name = format!("{}/{key}", store.name());
+        let read = || async { PrefixList::read(&name, store.read(&key, &ReadOptions::default()).await?.body).await };
+        Ok(retry.run(&env, read).await?)
     }
 
     /// The source.

@@ -22,12 +22,14 @@ use crate::{
         compare::{Compare, CompareBy},
         cost::{Plan, Prices, Requests},
     },
+    prefixes::{PrefixList, Within},
     proof::{Branch, Bug, reached, wrong},
     queue::{Message, Queue},
     retry::RetryPolicy,
     state::{Advance, OutboxPack, PackId, Run, RunId, RunState, Shard, StateStore},
 };
 use serde::{Deserialize, Serialize};
+pub(crate) use spool::Sorter;
 use std::{
     sync::{
         Arc, Mutex,
@@ -57,6 +59,9 @@ pub enum UnknownPolicy {
 pub struct FinderSettings {
     /// A plain string prefix of source keys, not a folder.
     pub prefix: String,
+    /// Only keys that begin with one of these, instead of a prefix.
+    #[serde(skip)]
+    pub prefixes: Option<PrefixList>,
     /// When two objects are equal.
     pub compare: CompareBy,
     /// What to do with same size, other etag, no record.
@@ -87,6 +92,7 @@ impl Default for FinderSettings {
     fn default() -> Self {
         Self {
             prefix: String::new(),
+            prefixes: None,
             compare: CompareBy::default(),
             unknown: UnknownPolicy::default(),
             overwrite: Overwrite::default(),
@@ -163,11 +169,22 @@ impl FinderBuilder {
             let text = format!("finder.pack_bytes = {}", self.settings.pack_bytes);
             return Err(Error::new(ErrorKind::Invalid, Op::Configure, text).with_source(format!("the queue takes at most {most} bytes")));
         }
-        let compare = self.settings.compare.strategy(self.source.index_capability().etag, self.sink.index_capability().etag);
+        let (mut source, mut sink) = (self.source, self.sink);
+        if let Some(prefixes) = &self.settings.prefixes {
+            if !self.settings.prefix.is_empty() {
+                let text = format!("finder.prefix = {}", self.settings.prefix);
+                return Err(
+                    Error::new(ErrorKind::Invalid, Op::Configure, text).with_source("a list of prefixes replaces it: leave one out")
+                );
+            }
+            source = Arc::new(Within::new(source, prefixes.clone(), KeyMap::default()));
+            sink = Arc::new(Within::new(sink, prefixes.clone(), self.keys.clone()));
+        }
+        let compare = self.settings.compare.strategy(source.index_capability().etag, sink.index_capability().etag);
         Ok(Finder {
             inner: Arc::new(Inner {
-                source: self.source,
-                sink: self.sink,
+                source,
+                sink,
                 queue: self.queue,
                 state: self.state,
                 keys: self.keys,

@@ -37,18 +37,18 @@ impl From<Line> for Entry {
 
 /// Takes entries in any order; its files have no names and go with it.
 #[derive(Debug)]
-pub(super) struct Sorter {
+pub(crate) struct Sorter {
     held: Vec<Entry>,
     runs: Vec<File>,
     run: usize,
 }
 
 impl Sorter {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { held: Vec::new(), runs: Vec::new(), run: RUN }
     }
 
-    pub(super) fn push(&mut self, entries: Vec<Entry>) -> Result<()> {
+    pub(crate) fn push(&mut self, entries: Vec<Entry>) -> Result<()> {
         self.held.extend(entries);
         if self.held.len() < self.run {
             return Ok(());
@@ -65,7 +65,7 @@ impl Sorter {
     }
 
     /// All entries by key, each key once.
-    pub(super) fn finish(mut self) -> Result<Sorted> {
+    pub(crate) fn finish(mut self) -> Result<Sorted> {
         self.held.sort_by(|a, b| a.key.cmp(&b.key));
         Sorted::new(self.held, self.runs)
     }
@@ -88,7 +88,7 @@ fn broken(error: impl Into<Box<dyn std::error::Error + Send + std::marker::Sync>
 
 /// Entries by key, from several sorted runs.
 #[derive(Debug)]
-pub(super) struct Sorted {
+pub(crate) struct Sorted {
     heads: BinaryHeap<Reverse<(ObjectKey, usize)>>,
     first: Vec<Option<Entry>>,
     held: std::vec::IntoIter<Entry>,

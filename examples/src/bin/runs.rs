@@ -74,7 +74,9 @@ async fn main() -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    let (retry, intake) = (settings.finder.retry, Intake::new(&settings.finder, &settings.worker.events)?);
+    let retry = settings.finder.retry;
+    // Only those who send jobs need to know what is of the task.
+    let intake = async || anyhow::Ok(Intake::new(&settings.selection().await?, &settings.worker.events)?);
     let Stores { queue, state } = settings.stores_as_they_are().await?;
     match args.command {
         Command::List => {
@@ -110,7 +112,7 @@ async fn main() -> anyhow::Result<()> {
         }
         Command::Retry { run } => {
             let run = run.map(RunId::new);
-            match runs::retry_failed(&*state, &*queue, run.as_ref(), &intake, &SystemEnv, &retry).await? {
+            match runs::retry_failed(&*state, &*queue, run.as_ref(), &intake().await?, &SystemEnv, &retry).await? {
                 Some(run) => println!("run {}: {} jobs are queued again", run.id, run.sent_jobs()),
                 None => println!("nothing failed"),
             }
@@ -121,7 +123,7 @@ async fn main() -> anyhow::Result<()> {
         }
         // It opens what it needs by itself.
         Command::Import => {}
-        Command::Redrive { only } => match runs::redrive(&*state, &*queue, only.as_deref(), &intake, &SystemEnv, &retry).await? {
+        Command::Redrive { only } => match runs::redrive(&*state, &*queue, only.as_deref(), &intake().await?, &SystemEnv, &retry).await? {
             Some(run) => println!("run {}: {} jobs are queued again", run.id, run.sent_jobs()),
             None => println!("no dead letters to send again"),
         },

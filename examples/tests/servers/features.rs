@@ -10,7 +10,10 @@ use dth_core::{
     source::{ReadOptions, ReadRange, Source},
     state::{StateStore, Verified},
 };
-use dth_examples::servers::{Server, reserve_ports};
+use dth_examples::{
+    servers::{Server, reserve_ports},
+    settings::PrefixListSettings,
+};
 use dth_s3::{CredentialsConfig, Encryption, Profile, Proxy, S3Config, S3Store, Secret};
 use futures_lite::StreamExt;
 use std::process::{Child, Command, Stdio};
@@ -54,6 +57,43 @@ for key in ["large", "small"]:
         let again = pair.settings.task().await.unwrap().run().await.unwrap();
         assert_eq!(again.run.totals.unchanged.objects, 2, "{again}");
         assert_eq!(contents(&pair.source, false).await, contents(&pair.sink, false).await);
+    }
+}
+
+/// F5: a list of prefixes is read from the source, from another bucket and from a file; what is missing or empty is an error, and not
+/// a run that finds nothing.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs ministack: run `cargo xtask test`"]
+async fn a_list_of_prefixes_lies_in_a_bucket_or_a_file() {
+    let mut pair = ministacks().await;
+    let text = b"logs/2026/\r\n\r\nimages/a\nlogs/2026/01/\n".to_vec();
+    for key in ["logs/2025/x", "logs/2026/01/x", "logs/2026/y", "images/a", "images/ab", "images/b", "lists/prefixes.txt"] {
+        put(&pair.source, key, if key.starts_with("lists") { text.clone() } else { bytes(100, 1) }).await;
+    }
+    let third = S3Store::new(S3Config { bucket: "third".into(), ..pair.settings.source.clone() }).unwrap();
+    third.create_bucket().await.unwrap();
+    put(&third, "elsewhere.txt", text.clone()).await;
+    put(&third, "empty.txt", b"\n\n".to_vec()).await;
+    let file = pair.folder.path().join("prefixes.txt");
+    std::fs::write(&file, &text).unwrap();
+    let key = |key: &str, bucket: Option<&str>| PrefixListSettings { file: None, key: Some(key.into()), bucket: bucket.map(Into::into) };
+    let lists = [
+        key("lists/prefixes.txt", None),
+        key("elsewhere.txt", Some("third")),
+        PrefixListSettings { file: Some(file), ..PrefixListSettings::default() },
+    ];
+    for (n, list) in lists.into_iter().enumerate() {
+        pair.settings.prefix_list = Some(list);
+        let report = pair.settings.task().await.unwrap().run().await.unwrap();
+        assert!(report.is_success() && report.run.totals.listed.objects == 4, "{report}");
+        assert_eq!(report.run.outcomes_like("copied").objects, if n == 0 { 4 } else { 0 }, "{report}");
+    }
+    let found: Vec<String> = contents(&pair.sink, false).await.into_keys().map(|k| k.as_str().to_owned()).collect();
+    assert_eq!(found, ["images/a", "images/ab", "logs/2026/01/x", "logs/2026/y"]);
+    for (list, told) in [(key("missing.txt", None), "missing.txt"), (key("empty.txt", Some("third")), "no prefix")] {
+        pair.settings.prefix_list = Some(list);
+        let error = format!("{:#}", pair.settings.task().await.unwrap_err());
+        assert!(error.contains(told) && error.contains("prefix_list"), "{error}");
     }
 }
 
