@@ -224,10 +224,20 @@ impl Intake {
         })
     }
 
-    /// Whether a key is of the task, by its prefix or prefixes. What cannot be looked up is taken for one: to look at it does no harm.
-    pub fn covers(&self, key: &ObjectKey) -> bool {
-        let listed = |prefixes: &PrefixList| prefixes.covers(key.as_str()).unwrap_or(true);
-        key.as_str().starts_with(&self.prefix) && self.prefixes.as_ref().is_none_or(listed)
+    /// Whether a key is of the task, by its prefix or list of prefixes.
+    pub fn covers(&self, key: &ObjectKey) -> Result<bool> {
+        match &self.prefixes {
+            Some(prefixes) => prefixes.covers(key.as_str()),
+            None => Ok(key.as_str().starts_with(&self.prefix)),
+        }
+    }
+
+    /// Why a key that is not covered is not of the task.
+    pub(crate) fn outside(&self) -> String {
+        match &self.prefixes {
+            Some(_) => "with none of the task's prefixes".into(),
+            None => format!("not with the task's prefix `{}`", self.prefix),
+        }
     }
 
     /// Every message that can be read.

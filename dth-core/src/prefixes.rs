@@ -13,16 +13,19 @@ use crate::{
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use std::{
+    collections::VecDeque,
     fmt,
     fs::File,
     io::{BufWriter, Write},
     os::unix::fs::FileExt,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tokio::sync::mpsc;
 
 /// Lines that are read at once, and of which the first is known in memory.
 const BLOCK: usize = 256;
+/// Blocks in memory: each shard of a finder is at one on each side.
+const KEPT: usize = 32;
 /// No store takes longer keys.
 const LONGEST: usize = 4096;
 /// Lines that are handed to the sorter at once.
@@ -38,8 +41,8 @@ struct Inner {
     blocks: Vec<(Box<str>, u64)>,
     end: u64,
     count: u64,
-    /// The block that was read last.
-    last: Mutex<Option<(usize, Arc<Vec<String>>)>>,
+    /// Blocks that were read last, the latest at the end.
+    read: Mutex<VecDeque<(usize, Arc<Vec<String>>)>>,
 }
 
 impl fmt::Debug for PrefixList {
@@ -114,11 +117,9 @@ impl PrefixList {
 
     fn block(&self, at: usize) -> Result<Arc<Vec<String>>> {
         let inner = &*self.0;
-        let mut last = inner.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some((known, block)) = &*last
-            && *known == at
-        {
-            return Ok(Arc::clone(block));
+        let known = |at: usize| self.read_blocks().iter().find(|(known, _)| *known == at).map(|(_, block)| Arc::clone(block));
+        if let Some(block) = known(at) {
+            return Ok(block);
         }
         let begin = inner.blocks[at].1;
         let end = inner.blocks.get(at + 1).map_or(inner.end, |(_, begin)| *begin);
@@ -126,8 +127,16 @@ impl PrefixList {
         inner.file.read_exact_at(&mut bytes, begin).map_err(broken)?;
         let text = String::from_utf8(bytes).map_err(broken)?;
         let block = Arc::new(text.split_terminator('\n').map(str::to_owned).collect::<Vec<_>>());
-        *last = Some((at, Arc::clone(&block)));
+        let mut read = self.read_blocks();
+        read.push_back((at, Arc::clone(&block)));
+        if read.len() > KEPT {
+            read.pop_front();
+        }
         Ok(block)
+    }
+
+    fn read_blocks(&self) -> MutexGuard<'_, VecDeque<(usize, Arc<Vec<String>>)>> {
+        self.0.read.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -211,7 +220,7 @@ impl Reader {
             return Err(error.with_source("there is no prefix in it: nothing would be moved"));
         }
         let file = out.into_inner().map_err(|e| broken(e.into_error()))?;
-        Ok(PrefixList(Arc::new(Inner { file, blocks, end, count, last: Mutex::default() })))
+        Ok(PrefixList(Arc::new(Inner { file, blocks, end, count, read: Mutex::default() })))
     }
 }
 

@@ -84,7 +84,8 @@ pub async fn retry_failed(
     }
     // A new job does not know what the finder saw: where the destination may be kept, the next finder's run decides.
     let mut anew = if intake.overwrite == Overwrite::Always { failed } else { BTreeMap::new() };
-    anew.retain(|key, _| intake.covers(key) && intake.filter.takes_key(key));
+    // What cannot be looked up is not sent.
+    anew.retain(|key, _| intake.covers(key).unwrap_or(false) && intake.filter.takes_key(key));
     jobs.extend(anew.into_iter().map(|(key, size)| {
         let job = Job { size: (size > 0).then_some(size), ..Job::copy(&Entry::new(key, size, None), Seen::Unknown) };
         (None, vec![job])
@@ -116,7 +117,7 @@ async fn dead_jobs(
             if let Ok(pack) = Pack::read(&dead.body, intake, env)
                 && pack.refused.is_empty()
                 && !pack.jobs.is_empty()
-                && pack.jobs.iter().all(|job| intake.covers(&job.key))
+                && pack.jobs.iter().all(|job| intake.covers(&job.key).unwrap_or(false))
                 && wanted(&dead, &pack.jobs)
             {
                 // The parts of an object that a queue has given up by itself: only the object's own job has a place in a ledger.

@@ -54,6 +54,11 @@ async fn a_directory_keeps_the_promises_of_reading() {
 #[tokio::test]
 async fn names_that_opendal_changes_are_told() {
     let folder = tempfile::tempdir().unwrap();
+    let odd = tempfile::tempdir().unwrap();
+    std::fs::create_dir(odd.path().join(" led")).unwrap();
+    std::fs::write(odd.path().join(" led/x"), "x").unwrap();
+    let error = OpendalSource::new(directory(odd.path())).unwrap().list(&ListRequest::default()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unrepresentable, "a folder: {}", error.chain());
     for name in ["plain", "end ", "sub/x"] {
         let file = folder.path().join(name);
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
@@ -102,6 +107,24 @@ async fn keys_that_paths_would_change_are_refused() {
     assert!(sink.list(&ListRequest::default()).await.unwrap().entries.is_empty(), "nothing was written under another key");
     for key in ["a", "a/b", "é", "e\u{301}", "a b", "+%2F", "new\nline", "日本/🦀"] {
         assert!(sink.carries(&key.into()), "{key:?}");
+    }
+}
+
+/// A root that is not there is an error, and not a source without objects; a folder that is gone is empty.
+#[tokio::test]
+async fn a_root_that_is_not_there_is_no_empty_source() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("root");
+    std::fs::create_dir_all(root.join("a")).unwrap();
+    std::fs::write(root.join("a/b"), "x").unwrap();
+    let source = OpendalSource::new(directory(&root)).unwrap();
+    let below = |prefix: &str| ListRequest { prefix: prefix.into(), ..ListRequest::default() };
+    assert_eq!(source.list(&below("a/")).await.unwrap().entries.len(), 1);
+    assert!(source.list(&below("nothing/here/")).await.unwrap().entries.is_empty());
+    std::fs::remove_dir_all(&root).unwrap();
+    for prefix in ["", "a/", "nothing/here/"] {
+        let error = source.list(&below(prefix)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{prefix}: {}", error.chain());
     }
 }
 

@@ -209,6 +209,13 @@ pub(crate) struct Endpoint {
     pub(crate) store: String,
 }
 
+impl Endpoint {
+    /// Two of one name in different regions are different stores.
+    fn of_region(self, region: &str) -> Self {
+        Self { store: format!("{} ({region})", self.store), ..self }
+    }
+}
+
 fn invalid(setting: &str, why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
     Error::new(ErrorKind::Invalid, Op::Configure, setting).with_source(why)
 }
@@ -311,7 +318,7 @@ impl S3Config {
             Network::Public => {}
             // Amazon S3 User Guide, "Using the Amazon S3 Transfer Acceleration endpoints".
             Network::Accelerate if point.is_none() && !self.fips && !self.bucket.contains('.') => {
-                return Ok(virtual_host("https", &self.bucket, &format!("s3-accelerate.{stack}{suffix}")));
+                return Ok(virtual_host("https", &self.bucket, &format!("s3-accelerate.{stack}{suffix}")).of_region(region));
             }
             other => {
                 let why = format!("`{}`: there is no such endpoint of Amazon's for this bucket", other.as_str());
@@ -349,14 +356,10 @@ impl S3Config {
         if !is_label(region) {
             return Err(invalid("region", format!("`{region}` is not a region's name")));
         }
-        if let Some((before, _)) = template.split_once("{region}")
-            && !before.is_empty()
-            && region.starts_with(before)
-        {
-            return Err(invalid("region", format!("`{region}`: leave `{before}` out")));
-        }
         let authority = template.replace("{region}", region);
-        Ok(self.in_style("https", &authority, facts.virtual_host && !self.bucket.contains('.')))
+        let endpoint = self.in_style("https", &authority, facts.virtual_host && !self.bucket.contains('.'));
+        // One name for all regions.
+        Ok(if self.network == Network::Accelerate { endpoint.of_region(region) } else { endpoint })
     }
 
     /// `Invalid`, naming the setting, for what the store does not know.
@@ -370,13 +373,17 @@ impl S3Config {
         };
         named("storage_class", &self.storage_class, facts.classes)?;
         named("acl", &self.acl, facts.acls)?;
+        let regional = facts.hosts.public.and_then(|host| host.split_once("{region}")).map(|(before, _)| before);
         let refused = |setting: &str| Err(invalid(setting, format!("profile `{of}` has no such thing")));
         match self {
             _ if self.acl.is_some() && facts.acls.is_empty() => refused("acl"),
             _ if self.requester_pays && !facts.requester_pays => refused("requester_pays"),
             _ if self.encryption != Encryption::None && !facts.encryption => refused("encryption"),
-            _ if self.region.is_empty() && facts.dialect == Dialect::Oss => {
+            _ if self.region.is_empty() && facts.dialect != Dialect::Cos && regional.is_some() => {
                 Err(invalid("region", format!("is missing: signatures of profile `{of}` name it")))
+            }
+            _ if regional.is_some_and(|before| !before.is_empty() && self.region.starts_with(before)) => {
+                Err(invalid("region", format!("`{}`: leave `{}` out", self.region, regional.unwrap_or_default())))
             }
             _ => Ok(()),
         }

@@ -21,6 +21,8 @@ const CODES: &[(&str, ErrorKind)] = &[
     ("NoSuchVersion", ErrorKind::NotFound),
     ("NoSuchUpload", ErrorKind::NotFound),
     ("NoSuchBucket", ErrorKind::Invalid),
+    // Copied through us instead.
+    ("NoSuchCopySource", ErrorKind::Unsupported),
     ("NoSuchAccessPoint", ErrorKind::Invalid),
     ("SecondLevelDomainForbidden", ErrorKind::Invalid),
     ("TransferAccelerationDisabled", ErrorKind::Invalid),
@@ -89,6 +91,11 @@ const CODES: &[(&str, ErrorKind)] = &[
     ("MethodNotAllowed", ErrorKind::Unsupported),
 ];
 
+/// Whether the store says that our clock is another one than its own. COS says so in the message of a refusal.
+pub(crate) fn is_of_clock(body: &ErrorBody) -> bool {
+    body.code == "RequestTimeTooSkewed" || body.code == "Request has expired" || body.message.starts_with("Request has expired")
+}
+
 /// The kind of an answer whose code says nothing.
 fn by_status(status: StatusCode) -> ErrorKind {
     match status.as_u16() {
@@ -125,7 +132,9 @@ fn maybe_applied(op: Op, status: StatusCode, kind: ErrorKind) -> bool {
 
 /// The error of an answer.
 pub(crate) fn from_answer(op: Op, target: String, status: StatusCode, headers: &HeaderMap, body: &ErrorBody) -> Error {
+    let expired = is_of_clock(body).then_some(ErrorKind::CredentialsExpired);
     let known = CODES.iter().find(|(code, _)| *code == body.code).map(|(_, kind)| *kind);
+    let known = expired.or(known);
     // Settings of a bucket have each a code of their own for not being there.
     let is_known = known.is_some() || op == Op::Configure && !body.code.is_empty();
     let kind = match known.unwrap_or_else(|| by_status(status)) {

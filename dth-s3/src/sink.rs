@@ -60,10 +60,12 @@ impl S3Store {
         let key = uri::path(origin.key.as_str());
         match self.facts.dialect {
             Dialect::Amazon | Dialect::Oss => format!("/{}/{key}{version}", origin.container),
-            // The whole name of the bucket's host.
+            // The whole name of the bucket's host, in its region, whichever way leads there.
             Dialect::Cos => {
-                let host = origin.endpoint.split_once("://").map_or(&*origin.endpoint, |(_, host)| host);
-                format!("{}.{host}/{key}{version}", origin.container)
+                let region = Some(&self.config.region).filter(|region| !region.is_empty());
+                let host = self.facts.hosts.public.zip(region).map(|(host, region)| host.replace("{region}", region));
+                let of_endpoint = || origin.endpoint.split_once("://").map_or(&*origin.endpoint, |(_, host)| host).to_owned();
+                format!("{}.{}/{key}{version}", origin.container, host.unwrap_or_else(of_endpoint))
             }
         }
     }
@@ -317,6 +319,8 @@ impl Sink for S3Store {
         let mut written = headers::written(&answer.headers, &self.facts);
         let root = answer.result("CopyObjectResult").await?;
         written.etag = root.etag("ETag", &self.facts);
+        // Only those of puts are said to be an MD5.
+        written.opaque_etag |= self.facts.etags != Etags::Md5;
         Ok(written)
     }
 
@@ -340,7 +344,7 @@ impl Sink for S3Store {
         let root = answer.result("CopyPartResult").await?;
         let etag = root.etag("ETag", &self.facts);
         let etag = etag.ok_or_else(|| Error::new(ErrorKind::Corrupt, Op::CopyPart, self.wire.target(Some(key))).with_source("no etag"))?;
-        let opaque_etag = headers::is_opaque(&headers, &self.facts, Some(&etag));
+        let opaque_etag = headers::is_opaque(&headers, &self.facts, Some(&etag)) || self.facts.etags != Etags::Md5;
         Ok(Part { number, size: range.end - range.start, etag, opaque_etag, checksum: None })
     }
 }

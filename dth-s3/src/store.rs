@@ -3,7 +3,7 @@
 use crate::{
     config::{CredentialsConfig, Encryption, S3Config},
     headers,
-    profile::{Facts, Listing, Plus},
+    profile::{Dialect, Etags, Facts, Keys, Listing, Plus, Profile},
     wire::{Answer, Request, RequestBody, Wire, xml},
 };
 use async_trait::async_trait;
@@ -12,7 +12,7 @@ use dth_core::{
     env::{SharedEnv, SystemEnv},
     error::{Error, ErrorKind, Op, Result},
     http::Connector,
-    index::{Index, IndexCapability, ListFrom, ListOrder, ListPage, ListRequest},
+    index::{Index, IndexCapability, ListFrom, ListOrder, ListPage, ListRequest, must_carry},
     object::{Entry, EtagKind, ObjectInfo, ObjectKey, Tags, VersionId},
     source::{CopyOrigin, Read, ReadOptions, ReadRange, Source, SourceCapability},
 };
@@ -77,7 +77,7 @@ impl S3Store {
     pub async fn create_bucket(&self) -> Result<()> {
         let mut request = Request::new(Op::Configure, Method::PUT, None);
         let region = self.config.region();
-        if self.config.endpoint.is_none() && region != "us-east-1" {
+        if self.config.profile == Profile::Aws && self.config.endpoint.is_none() && region != "us-east-1" {
             request.body = RequestBody::Document(format!(
                 "<CreateBucketConfiguration xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><LocationConstraint>{}</LocationConstraint></CreateBucketConfiguration>",
                 xml::escape(region)
@@ -120,6 +120,7 @@ impl S3Store {
     fn etag_kind(&self) -> EtagKind {
         match self.config.encryption {
             Encryption::Kms { .. } => EtagKind::Opaque,
+            Encryption::Aes256 if self.facts.etags != Etags::Md5 => EtagKind::Opaque,
             Encryption::None | Encryption::Aes256 => self.facts.etag_kind(),
         }
     }
@@ -176,6 +177,11 @@ impl S3Store {
             _ => {}
         }
         Ok((headers::info(key, total, &answer.headers, &self.facts), range))
+    }
+
+    /// Where the store may join paths, a key with dots in it is perhaps another object's.
+    fn must_be_itself(&self, key: &ObjectKey, op: Op) -> Result<()> {
+        if self.facts.keys == Keys::NoDots { must_carry(self, key, op) } else { Ok(()) }
     }
 
     fn list_query<'a>(&self, request: &ListRequest) -> Request<'a> {
@@ -256,6 +262,7 @@ impl Index for S3Store {
     }
 
     async fn head(&self, key: &ObjectKey, version: Option<&VersionId>) -> Result<ObjectInfo> {
+        self.must_be_itself(key, Op::Head)?;
         let ask = |op, method: Method, header: Option<(&'static str, &str)>| {
             let mut request = Request::new(op, method, Some(key));
             if let Some((name, value)) = header {
@@ -303,6 +310,7 @@ impl Source for S3Store {
     }
 
     async fn read(&self, key: &ObjectKey, options: &ReadOptions) -> Result<Read> {
+        self.must_be_itself(key, Op::Read)?;
         let mut request = Request::new(Op::Read, Method::GET, Some(key));
         self.read_headers(&mut request.headers, options)?;
         if options.range == ReadRange::FirstPart && self.facts.part_reads {
@@ -313,8 +321,9 @@ impl Source for S3Store {
         }
         let answer = self.wire.send(request).await?;
         let (mut info, range) = self.judge_read(key, options, &answer)?;
-        if answer.status == StatusCode::PARTIAL_CONTENT && options.range == ReadRange::FirstPart {
-            // With a part number, some stores give the checksum of the part.
+        let of_what = options.range == ReadRange::FirstPart || self.facts.dialect == Dialect::Cos;
+        if answer.status == StatusCode::PARTIAL_CONTENT && of_what {
+            // With a part number, some stores give the checksum of the part; of COS, nobody has said.
             info.checksum = None;
         }
         Ok(Read { info, range, body: answer.stream() })
@@ -325,7 +334,12 @@ impl Source for S3Store {
         if let Some(version) = version {
             request = request.query("versionId", version.as_str());
         }
-        let document = self.wire.send(request).await?.document().await?;
+        let answer = match self.wire.send(request).await {
+            // Some say so of an object without tags.
+            Err(error) if error.code().is_some_and(|code| code.contains("NoSuchTagSet")) => return Ok(Tags::new()),
+            answer => answer?,
+        };
+        let document = answer.document().await?;
         let broken = |why: String| Error::new(ErrorKind::Corrupt, Op::Tags, self.wire.target(Some(key))).with_source(why);
         let root = xml::parse(&document).map_err(broken)?;
         if !root.is("Tagging") {

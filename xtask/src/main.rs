@@ -111,9 +111,11 @@ fn test(root: &Path) -> anyhow::Result<ExitCode> {
     }
     println!("== the quick start{}", after(started));
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    let ok = Command::new(target.join("debug/quickstart")).args(["--objects", "400"]).status()?.success();
-    passed += u64::from(ok);
-    failed += u64::from(!ok);
+    for arguments in [["--objects", "400"], ["--from", "docs"]] {
+        let ok = Command::new(target.join("debug/quickstart")).args(arguments).status()?.success();
+        passed += u64::from(ok);
+        failed += u64::from(!ok);
+    }
     println!("{passed} passed, {failed} failed{}", after(started));
     ensure!(passed > 1, "no test ran");
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -46,6 +46,11 @@ impl Brought {
         self.not_carried.extend(other.not_carried);
     }
 
+    /// What the children lost.
+    pub(super) fn losses(&self) -> &[String] {
+        &self.not_carried
+    }
+
     fn count_in(&self, ended: &mut Ended) {
         ended.bytes += self.bytes;
         if self.unproven.is_some() {

@@ -182,6 +182,19 @@ impl<'a> Journal<'a> {
         record
     }
 
+    /// The record of an object that stays as it is.
+    pub(super) fn again(&self, status: Status, now: Timestamp) -> Record {
+        Record { not_carried: self.record.not_carried.clone(), ..self.next(status, now) }
+    }
+
+    /// Begins to note what an object loses: an earlier try was perhaps at another version of it.
+    pub(super) fn begin_losses(&mut self) {
+        self.not_carried.clear();
+        for name in self.brought.losses().to_vec() {
+            self.not_carried(&name);
+        }
+    }
+
     /// Notes an attribute that the pair of stores cannot carry.
     pub(super) fn not_carried(&mut self, attribute: &str) {
         if !self.not_carried.iter().any(|a| a == attribute) {

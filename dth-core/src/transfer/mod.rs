@@ -27,7 +27,7 @@ use crate::{
     job::{Action, Job, JobParts, Overwrite, Seen},
     key_map::KeyMap,
     limit::{AdaptiveLimit, AdaptivePermit, AdaptiveSettings, MemoryBudget, RateLimit},
-    object::{ETag, Entry, EtagKind, ObjectInfo, ObjectKey},
+    object::{ETag, Entry, EtagKind, ObjectInfo, ObjectKey, Tags},
     proof::{Branch, Bug, reached, wrong},
     retry::RetryPolicy,
     sink::{Condition, PutOptions, Sink, UploadId},
@@ -499,7 +499,7 @@ impl Transfer {
         Ok(holds.then(|| Ended {
             outcome: Outcome::AlreadyCurrent,
             bytes: job.size.unwrap_or(0),
-            record: journal.next(Status::Done, self.env.now()),
+            record: journal.again(Status::Done, self.env.now()),
             filled: None,
         }))
     }
@@ -546,14 +546,19 @@ impl Transfer {
         self.settings.retry.run(&*self.env, || self.sink.settle(key, etag)).await?;
         if self.sink.sink_capability().tags_follow && journal.is_redelivery() {
             // A worker may have died between the completion and the tags.
-            let options = self.put_options(info, journal, false).await?;
-            if !options.tags.is_empty() {
-                self.settings.retry.run(&*self.env, || self.sink.put_tags(key, &options.tags)).await?;
+            let tags = self.tags_of(info, false).await?;
+            if !tags.is_empty() {
+                self.settings.retry.run(&*self.env, || self.sink.put_tags(key, &tags)).await?;
             }
         }
         let verified = Verified::Source(if kind == EtagKind::Digest { Algorithm::Sha256 } else { Algorithm::Md5 });
         let mut ended = self.done(journal, &info.entry, etag.clone(), None, verified);
         ended.outcome = Outcome::AlreadyCurrent;
+        let known = journal.record();
+        if (&known.source, &known.destination) == (&ended.record.source, &ended.record.destination) {
+            // What was lost when it was brought is lost still.
+            ended.record.not_carried.clone_from(&known.not_carried);
+        }
         Ok(Some(ended))
     }
 
@@ -594,7 +599,7 @@ impl Transfer {
             record if record.status == Status::Done && reason == SkipReason::Exists => Status::Done,
             _ => Status::Skipped,
         };
-        Ended { outcome: Outcome::Skipped(reason), bytes, record: journal.next(status, self.env.now()), filled: None }
+        Ended { outcome: Outcome::Skipped(reason), bytes, record: journal.again(status, self.env.now()), filled: None }
     }
 
     fn done(
@@ -742,35 +747,47 @@ impl Transfer {
         self.sink_limit.acquire().await
     }
 
-    /// Content headers, metadata and tags for the destination.
+    /// Content headers, metadata and tags for the destination; what that does not keep is noted anew.
     async fn put_options(&self, info: &ObjectInfo, journal: &mut Journal<'_>, from_head: bool) -> Result<PutOptions> {
         let mut options = PutOptions { child: journal.child, ..PutOptions::default() };
         if !self.settings.metadata {
             return Ok(options);
         }
         options.attributes = info.attributes.clone();
+        journal.begin_losses();
         for name in self.sink.not_carried(&info.attributes) {
             journal.not_carried(&name);
         }
-        // A GET names the number of tags where there are some; a HEAD need not.
-        if self.source.source_capability().tags && info.tag_count.map_or(from_head, |n| n > 0) {
-            if self.sink.sink_capability().tags {
-                let entry = &info.entry;
-                let tags = self.settings.retry.run(&*self.env, || self.source.tags(&entry.key, entry.version.as_ref()));
-                options.tags = tags.await.map_err(|error| match error.kind() {
-                    // It was there a moment ago: the next try finds out what became of it.
-                    ErrorKind::NotFound => Error::new(ErrorKind::Conflict, Op::Tags, entry.key.to_string()).with_source(error),
-                    _ => error,
-                })?;
-            } else {
-                journal.not_carried(Attribute::Tags.as_str());
-            }
+        let keeps_tags = self.sink.sink_capability().tags;
+        // Of how many there are, nothing more need be known where none is kept.
+        let known_to_be_lost = !keeps_tags && info.tag_count.is_some_and(|n| n > 0);
+        let tags = if known_to_be_lost { Tags::new() } else { self.tags_of(info, from_head).await? };
+        if known_to_be_lost || !keeps_tags && !tags.is_empty() {
+            journal.not_carried(Attribute::Tags.as_str());
+        } else {
+            options.tags = tags;
         }
         if self.settings.strict && !journal.losses().is_empty() {
             let why = format!("the destination does not keep {} (worker.transfer.strict)", journal.losses().join(", "));
             return Err(Error::new(ErrorKind::Unrepresentable, Op::Transfer, info.entry.key.to_string()).with_source(why));
         }
         Ok(options)
+    }
+
+    /// The tags of a source object, which is asked for them only where it may have some.
+    async fn tags_of(&self, info: &ObjectInfo, from_head: bool) -> Result<Tags> {
+        // A GET names the number of tags where there are some; a HEAD need not.
+        let may_have = self.source.source_capability().tags && info.tag_count.map_or(from_head, |n| n > 0);
+        if !self.settings.metadata || !may_have {
+            return Ok(Tags::new());
+        }
+        let entry = &info.entry;
+        let tags = self.settings.retry.run(&*self.env, || self.source.tags(&entry.key, entry.version.as_ref()));
+        tags.await.map_err(|error| match error.kind() {
+            // It was there a moment ago: the next try finds out what became of it.
+            ErrorKind::NotFound => Error::new(ErrorKind::Conflict, Op::Tags, entry.key.to_string()).with_source(error),
+            _ => error,
+        })
     }
 
     /// Whether the sink refuses wrong bytes, or tells something of those that it stored.

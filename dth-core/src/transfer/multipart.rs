@@ -538,7 +538,7 @@ impl Transfer {
         if part.opaque_etag && self.sink.index_capability().etag == EtagKind::Md5 {
             // Without MD5 in its etags nothing would show what it stored, where the layout counts on them.
             return Err(Error::new(ErrorKind::Invalid, Op::PutPart, self.name_of(key))
-                .with_source("the destination encrypts with KMS by its own default: set `encryption = { kind = \"kms\" }` for it"));
+                .with_source("the destination encrypts by its own default: set `encryption` accordingly (`kms`, say)"));
         }
         let md5 = seen.sum(Algorithm::Md5).and_then(|c| self.etag_from(Some(&c), None));
         let other_sum = part.checksum.as_ref().is_some_and(|stored| seen.sum(stored.algorithm).is_some_and(|sent| sent != *stored));

@@ -100,6 +100,10 @@ impl WorkerSettings {
                 return Err(Error::new(ErrorKind::Invalid, Op::Configure, format!("{name} = 0")).with_source("must be at least 1"));
             }
         }
+        if self.transfer.strict && !self.transfer.metadata {
+            let error = Error::new(ErrorKind::Invalid, Op::Configure, "worker.transfer.strict");
+            return Err(error.with_source("with `metadata = false` all attributes are left behind: leave one of them out"));
+        }
         if self.transfer.hold_max > self.transfer.memory {
             let text = format!("worker.transfer.hold_max = {}", self.transfer.hold_max);
             return Err(Error::new(ErrorKind::Invalid, Op::Configure, text)

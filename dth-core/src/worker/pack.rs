@@ -255,9 +255,9 @@ impl Inner {
             return self.give_up(pack, index, &mut journal, error).await;
         }
         let work = async {
-            if !self.intake.covers(&job.key) {
+            if !self.intake.covers(&job.key)? {
                 // E5: it was made for another task, or for this one with other settings.
-                let why = format!("the key does not begin with the task's prefix `{}`", self.intake.prefix);
+                let why = format!("the key begins {}", self.intake.outside());
                 return Err(Error::new(ErrorKind::Invalid, Op::Receive, job.key.to_string()).with_source(why));
             }
             match &job.parts {

@@ -19,13 +19,13 @@ use dth_core::{
     checksum::{Algorithm, Checksum, Digester},
     error::{Error, ErrorKind, Op, Result},
     index::{Index, IndexCapability, ListPage, ListRequest, must_carry},
-    object::{Attributes, ETag, Entry, EtagKind, ObjectInfo, ObjectKey, VersionId},
+    object::{ETag, Entry, EtagKind, ObjectInfo, ObjectKey, VersionId},
     sink::{Body, Condition, Conditions, PutOptions, Sink, SinkCapability, Written},
     source::{ByteStream, Read, ReadOptions, ReadRange, Source, SourceCapability},
     walk::{Folders, Item, Walker},
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
-use std::{collections::HashSet, fmt, sync::Arc};
+use std::{collections::HashSet, fmt, path::Path, sync::Arc};
 
 /// Entries of a page.
 const PAGE: u32 = 1000;
@@ -37,9 +37,8 @@ const CHUNK: usize = 8 << 20;
 const PARTS: u64 = 9_000;
 /// Verified here, before the service is told to make the object visible.
 const VERIFIES: &[Algorithm] = &[Algorithm::Md5, Algorithm::Crc64Nvme, Algorithm::Crc64Ecma, Algorithm::Crc32c, Algorithm::Sha256];
-/// Services whose objects are there as a whole or not at all. Others (file systems, WebDAV, FTP) show what is half written.
-const WHOLE: [&str; 14] =
-    ["s3", "gcs", "azblob", "azdls", "oss", "cos", "obs", "b2", "swift", "upyun", "memory", "moka", "mini-moka", "dashmap"];
+/// Services whose objects are there as a whole or not at all. Others (file systems, WebDAV, FTP, `azdls`) show what is half written.
+const WHOLE: [&str; 8] = ["s3", "gcs", "azblob", "oss", "cos", "obs", "b2", "memory"];
 
 /// Any operator of OpenDAL as a source.
 ///
@@ -230,7 +229,6 @@ impl OpendalSource {
             .with(Attribute::ContentDisposition, can.write_with_content_disposition)
             .with(Attribute::CacheControl, can.write_with_cache_control)
             .with(Attribute::Metadata, can.write_with_user_metadata)
-            .with(Attribute::NonAsciiMetadata, can.write_with_user_metadata)
     }
 
     /// The etag as the service gave it, where it gave one.
@@ -336,30 +334,28 @@ impl Sink for OpendalSink {
         }
     }
 
-    fn not_carried(&self, attributes: &Attributes) -> Vec<String> {
-        let binary = attributes.user.iter().filter(|(_, value)| std::str::from_utf8(value).is_err());
-        let binary = binary.map(|(name, _)| format!("metadata {name}"));
-        attributes.lost_in(self.0.attributes()).into_iter().chain(binary).collect()
-    }
-
     async fn put(&self, key: &ObjectKey, body: Body, options: &PutOptions) -> Result<Written> {
         must_carry(self, key, Op::Put)?;
         let can = self.0.operator.info().capability();
         let failed = self.0.failed(Op::Put, key);
         let a = &options.attributes;
         let kept = |value: &Option<String>, has: bool| value.clone().filter(|_| has);
-        let user = a.user.iter().filter_map(|(name, value)| Some((name.clone(), std::str::from_utf8(value).ok()?.to_owned()))).collect();
+        // What is no ASCII, services drop or choke on.
+        let ascii = a.user.iter().filter(|(_, value)| value.is_ascii());
+        let user = ascii.filter_map(|(name, value)| Some((name.clone(), std::str::from_utf8(value).ok()?.to_owned()))).collect();
+        let len = body.len();
+        let chunk = CHUNK.max((len / PARTS) as usize);
         let write = WriteOptions {
             content_type: kept(&a.content_type, can.write_with_content_type),
             content_encoding: kept(&a.content_encoding, can.write_with_content_encoding),
             content_disposition: kept(&a.content_disposition, can.write_with_content_disposition),
             cache_control: kept(&a.cache_control, can.write_with_cache_control),
             user_metadata: (can.write_with_user_metadata && !a.user.is_empty()).then_some(user),
+            // Some stores want parts of one size.
+            chunk: can.write_can_multi.then_some(chunk),
             if_not_exists: options.condition == Condition::Absent && can.write_with_if_not_exists,
             ..WriteOptions::default()
         };
-        let len = body.len();
-        let chunk = CHUNK.max((len / PARTS) as usize);
         let mut body = match body {
             Body::Bytes(chunks) => stream::iter(chunks.into_iter().map(Ok)).boxed(),
             Body::Stream { stream, .. } => stream,
@@ -428,6 +424,24 @@ struct OperatorFolders {
 }
 
 impl OperatorFolders {
+    /// A folder that is not found holds nothing, unless it is the root, or its parent shows it: a bucket that is not there is no empty one.
+    async fn missing(&self, folder: &str, error: Error) -> Result<Vec<Item>> {
+        let Some(bare) = folder.strip_suffix('/') else {
+            return Err(Error::new(ErrorKind::Invalid, Op::List, &*self.name).with_source(error));
+        };
+        if WHOLE.contains(&self.operator.info().scheme()) {
+            // It has no folders but those that keys make.
+            return Ok(Vec::new());
+        }
+        let (parent, name) = bare.rfind('/').map_or(("", bare), |at| bare.split_at(at + 1));
+        let shown = self.items(parent).await?.iter().any(|item| matches!(item, Item::Folder(inner) if inner == name));
+        if shown {
+            Err(Error::new(ErrorKind::Unrepresentable, Op::List, format!("{}/{folder}", self.name)).with_source(error))
+        } else {
+            Ok(Vec::new())
+        }
+    }
+
     /// Whether the folder of a key shows an object of this name.
     async fn lists(&self, key: &ObjectKey) -> Result<bool> {
         let (folder, name) = key.as_str().rsplit_once('/').map_or(("", key.as_str()), |(folder, name)| (folder, name));
@@ -440,9 +454,16 @@ impl OperatorFolders {
 impl Folders for OperatorFolders {
     async fn items(&self, folder: &str) -> Result<Vec<Item>> {
         let failed = |error| classify(Op::List, format!("{}/{folder}", self.name), error);
+        let changed = |path: &str| {
+            let why = "OpenDAL has changed its name (white space at an end, or two slashes)";
+            Error::new(ErrorKind::Unrepresentable, Op::List, format!("{}/{path}", self.name)).with_source(why)
+        };
+        if !folder.is_empty() && normalize_path(folder) != folder {
+            return Err(changed(folder));
+        }
         let path = if folder.is_empty() { "/" } else { folder };
         let mut lister = match self.operator.lister(path).await.map_err(failed) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == ErrorKind::NotFound => return self.missing(folder, error).await,
             lister => lister?,
         };
         let (mut items, mut names) = (Vec::new(), HashSet::new());
@@ -450,12 +471,16 @@ impl Folders for OperatorFolders {
             let found: Found = match lister.try_next().await.map_err(failed) {
                 Ok(Some(found)) => found,
                 Ok(None) => break,
-                // A folder that is gone meanwhile holds nothing.
-                Err(error) if error.kind() == ErrorKind::NotFound && items.is_empty() => break,
+                Err(error) if error.kind() == ErrorKind::NotFound && items.is_empty() => return self.missing(folder, error).await,
                 Err(error) => return Err(error),
             };
             // The folder itself is among what it holds, at some services.
-            let Some(name) = found.path().strip_prefix(folder).filter(|name| !name.is_empty() && *name != "/") else { continue };
+            if found.path() == folder || folder.is_empty() && found.path() == "/" {
+                continue;
+            }
+            let Some(name) = found.path().strip_prefix(folder).filter(|name| !name.starts_with('/')) else {
+                return Err(changed(found.path()));
+            };
             if let Some(inner) = name.strip_suffix('/') {
                 items.push(Item::Folder(inner.to_owned()));
                 continue;
@@ -469,6 +494,16 @@ impl Folders for OperatorFolders {
                 return Err(Error::new(ErrorKind::Unrepresentable, Op::List, format!("{}/{key}", self.name)).with_source(why));
             }
             items.push(Item::Object(name.to_owned(), entry));
+        }
+        // Some services list nothing where there is nothing to list; of its root, none is asked.
+        let info = self.operator.info();
+        if items.is_empty() && folder.is_empty() && info.scheme() == "fs" && !Path::new(&info.root()).is_dir() {
+            return self.missing(folder, Error::new(ErrorKind::NotFound, Op::List, info.root())).await;
+        }
+        if items.is_empty()
+            && let Err(error) = self.operator.stat(path).await.map_err(failed)
+        {
+            return if error.kind() == ErrorKind::NotFound { self.missing(folder, error).await } else { Err(error) };
         }
         Ok(items)
     }

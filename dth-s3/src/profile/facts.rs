@@ -177,6 +177,8 @@ pub(crate) struct Facts {
     pub(crate) requester_pays: bool,
     /// `AES256` and KMS keys.
     pub(crate) encryption: bool,
+    /// What is stored compressed comes so only to who accepts that; otherwise it is another one on the way.
+    pub(crate) accepts_gzip: bool,
 }
 
 impl Facts {

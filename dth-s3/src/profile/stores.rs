@@ -83,6 +83,7 @@ pub(super) const COMPATIBLE: Facts = Facts {
     acl_on_complete: false,
     requester_pays: true,
     encryption: true,
+    accepts_gzip: false,
 };
 
 /// Amazon S3 API Reference and User Guide.
@@ -358,10 +359,12 @@ pub(super) const GCS: Facts = Facts {
     // Archive is read like any other.
     classes: &["STANDARD", "NEARLINE", "COLDLINE", "ARCHIVE"],
     archived: &[],
-    acls: AMAZON_ACLS,
+    acls: PLAIN_ACLS,
     // By `x-goog-user-project`.
     requester_pays: false,
     encryption: false,
+    // "Decompressive transcoding" otherwise.
+    accepts_gzip: true,
     ..COMPATIBLE
 };
 

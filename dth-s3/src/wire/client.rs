@@ -5,7 +5,7 @@ use super::{sign::ToSign, uri, xml};
 use crate::{
     config::{Endpoint, S3Config},
     credentials::{Current, Identities},
-    error::{ErrorBody, from_answer, only_reads},
+    error::{ErrorBody, from_answer, is_of_clock, only_reads},
     profile::Dialect,
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -223,9 +223,7 @@ impl Wire {
             // A refused region, identity or clock: nothing was done, so that it can be tried once with another one.
             let renewed = self.follow(&place, status, &answered, &parsed)?
                 || match error.kind() {
-                    ErrorKind::CredentialsExpired if matches!(&*parsed.code, "RequestTimeTooSkewed" | "Request has expired") => {
-                        self.learn_clock(&answered, used_skew)
-                    }
+                    ErrorKind::CredentialsExpired if is_of_clock(&parsed) => self.learn_clock(&answered, used_skew),
                     ErrorKind::CredentialsExpired => self.identities.refused(generation).await,
                     _ => false,
                 };
@@ -276,6 +274,10 @@ impl Wire {
                 time: self.time(),
             };
             request.sign(self.dialect, &identity.identity, out)?;
+        }
+        if self.config.profile.facts().accepts_gzip {
+            // Behind the signature: it is changed on its way.
+            out.insert("accept-encoding", HeaderValue::from_static("gzip"));
         }
         if method == Method::PUT || method == Method::POST {
             // hyper leaves it out for an empty body, and S3 answers 411.

@@ -20,7 +20,7 @@ struct Words {
 const OSS: Words = Words {
     prefix: "x-oss-",
     names: &[("acl", "object-acl"), ("server-side-encryption-aws-kms-key-id", "server-side-encryption-key-id")],
-    values: &[("server-side-encryption", "aws:kms", "KMS")],
+    values: &[("server-side-encryption", "aws:kms", "KMS"), ("tagging-directive", "REPLACE", "Replace")],
 };
 
 const COS: Words = Words {

@@ -14,6 +14,13 @@ enum Size {
 }
 
 impl Size {
+    fn text(self) -> String {
+        match self {
+            Self::Number(number) => number.to_string(),
+            Self::Text(text) => text,
+        }
+    }
+
     fn bytes(self) -> Option<u64> {
         match self {
             Self::Number(bytes) => Some(bytes),
@@ -87,7 +94,7 @@ impl Reader<'_> {
         #[derive(Deserialize)]
         struct Bucket {
             name: String,
-            appid: Option<String>,
+            appid: Option<Size>,
         }
         #[derive(Deserialize)]
         struct Object {
@@ -103,7 +110,7 @@ impl Reader<'_> {
             _ => return Err(self.invalid(format!("event `{name}` is not known: take it out of the trigger"))),
         };
         // `/appid/bucket/key`; older ones `/key`.
-        let appid = bucket.appid.unwrap_or_default();
+        let appid = bucket.appid.map(Size::text).unwrap_or_default();
         let place = format!("/{appid}/{}/", bucket.name);
         let key = object.key.strip_prefix(&place).or_else(|| object.key.strip_prefix('/')).unwrap_or(&object.key).to_owned();
         let whole_name = if appid.is_empty() { bucket.name } else { format!("{}-{appid}", bucket.name) };
@@ -196,6 +203,12 @@ mod tests {
         ] {
             let message = json!({"events": [oss(name)]});
             assert_eq!(jobs(&message).first().map(|job| job.action), action, "{name}");
+        }
+        // Which came first, nobody says: a deletion looks at both sides, and brings what the source holds.
+        for order in [["ObjectCreated:PutObject", "ObjectRemoved:DeleteObject"], ["ObjectRemoved:DeleteObject", "ObjectCreated:PutObject"]]
+        {
+            let both = jobs(&json!({"events": order.map(oss)}));
+            assert_eq!(both.iter().map(|job| job.action).collect::<Vec<_>>(), [Action::Delete], "{order:?}");
         }
         let other = EventSettings { bucket: Some("another".into()), ..ALL };
         assert!(told(&message, &other).jobs.is_empty(), "of another bucket");

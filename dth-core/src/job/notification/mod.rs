@@ -257,12 +257,11 @@ impl Reader<'_> {
         if key.as_str().is_empty() {
             return Err(self.invalid("the key is empty"));
         }
-        let Intake { prefix, overwrite, .. } = self.intake;
-        if !self.intake.covers(&key) {
+        if !self.intake.covers(&key)? {
             // E5: it was made for this task, and is not of it.
-            return Err(self.invalid(format!("key `{key}` does not begin with the task's prefix `{prefix}`")));
+            return Err(self.invalid(format!("key `{key}` begins {}", self.intake.outside())));
         }
-        Ok(Job { size, overwrite: *overwrite, ..Job::copy(&Entry::new(key, 0, etag), Seen::Unknown) })
+        Ok(Job { size, overwrite: self.intake.overwrite, ..Job::copy(&Entry::new(key, 0, etag), Seen::Unknown) })
     }
 
     /// A store's notification may be wider than the task: what is not of it is left alone.
@@ -280,12 +279,12 @@ impl Reader<'_> {
         if key.is_empty() {
             return Err(self.invalid("the key is empty"));
         }
-        let Intake { prefix, filter, events, .. } = self.intake;
+        let Intake { filter, events, .. } = self.intake;
         let key = ObjectKey::new(key);
         let other_bucket = events.bucket.as_deref().zip(bucket).is_some_and(|(ours, theirs)| ours != theirs);
         let why = match kind {
             _ if other_bucket => format!("{key}: an event of bucket `{}`", bucket.unwrap_or_default()),
-            _ if !self.intake.covers(&key) => format!("{key}: does not begin with the task's prefix `{prefix}`"),
+            _ if !self.intake.covers(&key)? => format!("{key}: begins {}", self.intake.outside()),
             _ if !filter.takes_key(&key) => format!("{key}: filtered"),
             Kind::Other => format!("{key}: `{name}` changes no bytes"),
             Kind::Delete if !events.deletes => format!("{key}: deletions are not carried out"),
@@ -306,6 +305,8 @@ fn latest_of_each_key(jobs: Vec<Job>) -> Vec<Job> {
     let mut latest: Vec<Job> = Vec::new();
     for job in jobs {
         match latest.iter_mut().find(|known| known.key == job.key) {
+            // Where they do not say which came first, the one that looks at both sides stands.
+            Some(known) if (known.sequencer.is_none() || job.sequencer.is_none()) && known.action == Action::Delete => {}
             Some(known) if known.sequencer > job.sequencer => {}
             Some(known) => *known = job,
             None => latest.push(job),

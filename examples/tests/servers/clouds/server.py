@@ -61,6 +61,9 @@ class Object:
         self.storage_class = headers.get(PREFIX + "storage-class", "Standard" if CLOUD == "oss" else "STANDARD")
         self.acl = headers.get(PREFIX + ("object-acl" if CLOUD == "oss" else "acl"))
         self.encryption = headers.get(PREFIX + "server-side-encryption")
+        if self.encryption and not etag:
+            # COS: "not necessarily the MD5; differs if the uploaded object is encrypted"
+            self.etag = uuid.uuid4().hex.upper() if CLOUD == "oss" else uuid.uuid4().hex
         self.restored = None
         if CLOUD != "kodo":
             crc = Crc64(0)
