@@ -220,32 +220,37 @@ pub(super) const COS: Facts = Facts {
     ..COMPATIBLE
 };
 
+/// A store of which nothing but its documents is known, which say little.
+const BY_DOCUMENT: Facts = Facts {
+    etags: Etags::Opaque,
+    conditions: Conditions::NONE,
+    part_reads: false,
+    pinned_copies: false,
+    tags: false,
+    metadata: Metadata { max: 2 * KIB, underscores: true, non_ascii: NonAscii::Lost },
+    website_redirect: false,
+    offers: &[],
+    checksum_mode: false,
+    requester_pays: false,
+    ..COMPATIBLE
+};
+
 /// <https://developer.qiniu.com/kodo/4087/compatible-s3-api>: no `encoding-type`, no SSE, no Object Lock, no versions; classes.
 /// <https://developer.qiniu.com/kodo/4088/s3-access-domainname>: hosts. Its etags are not MD5 (its own hash); whether `Content-MD5` is
 /// checked is said nowhere.
 pub(super) const KODO: Facts = Facts {
     scheme: "kodo",
     hosts: Hosts { public: Some("s3.{region}.qiniucs.com"), ..Hosts::NONE },
-    etags: Etags::Opaque,
-    conditions: Conditions::NONE,
     encoded_lists: false,
     encoded_uploads: false,
     // In listings that are not encoded XML would change them.
     keys: Keys::Visible,
-    part_reads: false,
-    pinned_copies: false,
-    tags: false,
-    metadata: Metadata { max: 2 * KIB, underscores: true, non_ascii: NonAscii::Lost },
-    website_redirect: false,
     verifies: &[],
-    offers: &[],
-    checksum_mode: false,
     max_object: 48_800_000_000_000,
     classes: &["STANDARD", "LINE", "INTELLIGENT_TIERING", "GLACIER_IR", "GLACIER", "DEEP_ARCHIVE"],
     acls: &[],
-    requester_pays: false,
     encryption: false,
-    ..COMPATIBLE
+    ..BY_DOCUMENT
 };
 
 /// Huawei Cloud OBS: "Endpoints" (obs_06_0007), "User-domain names" (obs_03_0360: the bucket belongs into the host name), "Upload Part"
@@ -255,21 +260,11 @@ pub(super) const OBS: Facts = Facts {
     hosts: Hosts { public: Some("obs.{region}.myhuaweicloud.com"), ..Hosts::NONE },
     virtual_host: true,
     listing: Listing::V1,
-    etags: Etags::Opaque,
-    conditions: Conditions::NONE,
-    part_reads: false,
-    pinned_copies: false,
-    tags: false,
-    metadata: Metadata { max: 2 * KIB, underscores: true, non_ascii: NonAscii::Lost },
-    website_redirect: false,
-    offers: &[],
-    checksum_mode: false,
     min_part: 100 * KIB,
     max_object: 48_800_000_000_000,
     classes: &["STANDARD", "STANDARD_IA", "INTELLIGENT_TIERING", "GLACIER", "DEEP_ARCHIVE"],
     acls: PLAIN_ACLS,
-    requester_pays: false,
-    ..COMPATIBLE
+    ..BY_DOCUMENT
 };
 
 /// <https://cloud.baidu.com/doc/BOS/s/xjwvyq9l4>: hosts; <https://cloud.baidu.com/doc/BOS/s/Njwvyq8ho>: what is compatible (no SSE, no
@@ -277,21 +272,11 @@ pub(super) const OBS: Facts = Facts {
 pub(super) const BOS: Facts = Facts {
     scheme: "bos",
     hosts: Hosts { public: Some("s3.{region}.bcebos.com"), ..Hosts::NONE },
-    etags: Etags::Opaque,
-    conditions: Conditions::NONE,
-    part_reads: false,
-    pinned_copies: false,
-    tags: false,
-    metadata: Metadata { max: 2 * KIB, underscores: true, non_ascii: NonAscii::Lost },
-    website_redirect: false,
-    offers: &[],
-    checksum_mode: false,
     max_object: 48_800_000_000_000,
     classes: &["STANDARD", "STANDARD_IA"],
     acls: PLAIN_ACLS,
-    requester_pays: false,
     encryption: false,
-    ..COMPATIBLE
+    ..BY_DOCUMENT
 };
 
 /// <https://developers.cloudflare.com/r2/api/s3/api/>, its pages on conditional operations, extensions and limits. The host names the
@@ -324,21 +309,11 @@ pub(super) const R2: Facts = Facts {
 pub(super) const B2: Facts = Facts {
     scheme: "b2",
     hosts: Hosts { public: Some("s3.{region}.backblazeb2.com"), ..Hosts::NONE },
-    etags: Etags::Opaque,
-    conditions: Conditions::NONE,
     keys: Keys::Visible,
-    part_reads: false,
-    pinned_copies: false,
-    tags: false,
-    metadata: Metadata { max: 2 * KIB, underscores: true, non_ascii: NonAscii::Lost },
-    website_redirect: false,
-    offers: &[],
-    checksum_mode: false,
     max_object: 10_000_000_000_000,
     archived: &[],
     acls: &["private", "public-read"],
-    requester_pays: false,
-    ..COMPATIBLE
+    ..BY_DOCUMENT
 };
 
 /// <https://cloud.google.com/storage/docs/migrating> (`x-amz-…` headers with HMAC keys), "XML API multipart uploads" (no preconditions, no
@@ -346,26 +321,18 @@ pub(super) const B2: Facts = Facts {
 pub(super) const GCS: Facts = Facts {
     scheme: "gs",
     hosts: Hosts { public: Some("storage.googleapis.com"), region: Some("auto"), ..Hosts::NONE },
-    etags: Etags::Opaque,
-    conditions: Conditions::NONE,
-    part_reads: false,
-    pinned_copies: false,
-    tags: false,
-    metadata: Metadata { max: 8 * KIB, underscores: true, non_ascii: NonAscii::Lost },
-    website_redirect: false,
-    offers: &[],
-    checksum_mode: false,
+    metadata: Metadata { max: 8 * KIB, ..BY_DOCUMENT.metadata },
     max_object: 5 * TIB,
     // Archive is read like any other.
     classes: &["STANDARD", "NEARLINE", "COLDLINE", "ARCHIVE"],
     archived: &[],
     acls: PLAIN_ACLS,
-    // By `x-goog-user-project`.
+    // Who asks pays by `x-goog-user-project`.
     requester_pays: false,
     encryption: false,
     // "Decompressive transcoding" otherwise.
     accepts_gzip: true,
-    ..COMPATIBLE
+    ..BY_DOCUMENT
 };
 
 /// <https://docs.wasabi.com/docs/service-urls-for-wasabis-storage-regions.md>; "bit-compatible" with Amazon S3, but conditional writes
@@ -377,7 +344,7 @@ pub(super) const WASABI: Facts = Facts {
     part_reads: false,
     offers: &[],
     checksum_mode: false,
-    metadata: Metadata { max: 2 * KIB, underscores: true, non_ascii: NonAscii::Lost },
+    metadata: BY_DOCUMENT.metadata,
     classes: &["STANDARD"],
     archived: &[],
     requester_pays: false,
