@@ -1,7 +1,7 @@
 //! Headers to values and back.
 
 use crate::{
-    profile::{Etags, Facts, NonAscii},
+    profile::{Facts, NonAscii},
     wire::{words, xml::http_date},
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -89,7 +89,7 @@ fn object_lock(headers: &HeaderMap) -> Option<String> {
 /// OSS says of what kind an object is: only those that were put at once have an MD5.
 pub(crate) fn is_opaque(headers: &HeaderMap, facts: &Facts, etag: Option<&ETag>) -> bool {
     // COS: the etag "differs if the uploaded object is encrypted", however it is.
-    let managed = text(headers, "x-amz-server-side-encryption").is_some_and(|kind| kind != "AES256" || facts.etags != Etags::Md5);
+    let managed = text(headers, "x-amz-server-side-encryption").is_some_and(|kind| kind != "AES256" || facts.vouches_for_puts_only());
     let made_otherwise = text(headers, "x-amz-object-type").is_some_and(|kind| !kind.eq_ignore_ascii_case("normal"));
     managed || made_otherwise || headers.contains_key("x-amz-server-side-encryption-customer-algorithm") || facts.is_opaque(etag)
 }

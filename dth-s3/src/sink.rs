@@ -3,7 +3,7 @@
 use crate::{
     config::Encryption,
     headers,
-    profile::{Dialect, Etags},
+    profile::Dialect,
     store::{S3Store, set},
     wire::{Request, RequestBody, uri, xml},
 };
@@ -277,7 +277,7 @@ impl Sink for S3Store {
         let root = answer.result("CompleteMultipartUploadResult").await?;
         written.etag = root.etag("ETag", &self.facts);
         // Nobody has said what the etag of parts is.
-        written.opaque_etag |= self.facts.etags != Etags::Md5;
+        written.opaque_etag |= self.facts.vouches_for_puts_only();
         Ok(written)
     }
 
@@ -320,7 +320,7 @@ impl Sink for S3Store {
         let root = answer.result("CopyObjectResult").await?;
         written.etag = root.etag("ETag", &self.facts);
         // Only those of puts are said to be an MD5.
-        written.opaque_etag |= self.facts.etags != Etags::Md5;
+        written.opaque_etag |= self.facts.vouches_for_puts_only();
         Ok(written)
     }
 
@@ -344,7 +344,7 @@ impl Sink for S3Store {
         let root = answer.result("CopyPartResult").await?;
         let etag = root.etag("ETag", &self.facts);
         let etag = etag.ok_or_else(|| Error::new(ErrorKind::Corrupt, Op::CopyPart, self.wire.target(Some(key))).with_source("no etag"))?;
-        let opaque_etag = headers::is_opaque(&headers, &self.facts, Some(&etag)) || self.facts.etags != Etags::Md5;
+        let opaque_etag = headers::is_opaque(&headers, &self.facts, Some(&etag)) || self.facts.vouches_for_puts_only();
         Ok(Part { number, size: range.end - range.start, etag, opaque_etag, checksum: None })
     }
 }

@@ -3,7 +3,7 @@
 use crate::{
     config::{CredentialsConfig, Encryption, S3Config},
     headers,
-    profile::{Dialect, Etags, Facts, Keys, Listing, Plus, Profile},
+    profile::{Dialect, Facts, Keys, Listing, Plus, Profile},
     wire::{Answer, Request, RequestBody, Wire, xml},
 };
 use async_trait::async_trait;
@@ -120,7 +120,7 @@ impl S3Store {
     fn etag_kind(&self) -> EtagKind {
         match self.config.encryption {
             Encryption::Kms { .. } => EtagKind::Opaque,
-            Encryption::Aes256 if self.facts.etags != Etags::Md5 => EtagKind::Opaque,
+            Encryption::Aes256 if self.facts.vouches_for_puts_only() => EtagKind::Opaque,
             Encryption::None | Encryption::Aes256 => self.facts.etag_kind(),
         }
     }

@@ -187,6 +187,11 @@ impl Facts {
         if self.etags == Etags::Opaque { EtagKind::Opaque } else { EtagKind::Md5 }
     }
 
+    /// Whether an etag is an MD5 at most where the object was put at once, and is not encrypted.
+    pub(crate) fn vouches_for_puts_only(&self) -> bool {
+        self.etags != Etags::Md5
+    }
+
     /// An etag as the rest of the family knows it: MD5 values are compared in lower case.
     pub(crate) fn etag(&self, text: &str) -> Option<ETag> {
         let etag = ETag::new(text);

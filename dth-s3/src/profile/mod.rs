@@ -3,7 +3,7 @@
 mod facts;
 mod stores;
 
-pub(crate) use facts::{Dialect, Etags, Facts, Hosts, Keys, Listing, NonAscii, Plus};
+pub(crate) use facts::{Dialect, Facts, Hosts, Keys, Listing, NonAscii, Plus};
 
 use serde::{Deserialize, Serialize};
 
