@@ -6,7 +6,7 @@ use crate::{
     config::{Endpoint, S3Config},
     credentials::{Current, Identities},
     error::{ErrorBody, from_answer, is_of_clock, only_reads},
-    profile::Dialect,
+    profile::Facts,
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
@@ -114,7 +114,7 @@ struct Place {
 pub(crate) struct Wire {
     http: Http,
     config: S3Config,
-    dialect: Dialect,
+    facts: &'static Facts,
     place: RwLock<Arc<Place>>,
     pub(crate) bucket: String,
     identities: Identities,
@@ -140,7 +140,7 @@ impl Wire {
             http: Http::new(HttpSettings { connector, ..way.clone() })?,
             place: RwLock::new(Arc::new(Place { endpoint: config.endpoint(&region)?, region })),
             config: config.clone(),
-            dialect: config.profile.facts().dialect,
+            facts: config.profile.facts(),
             bucket: config.bucket.clone(),
             identities: Identities::new(config.credentials.clone(), config.region(), way, SharedEnv::clone(&env)),
             env,
@@ -185,7 +185,7 @@ impl Wire {
         if self.requester_pays {
             headers.insert("x-amz-request-payer", HeaderValue::from_static("requester"));
         }
-        let mut headers = self.dialect.speak(headers);
+        let mut headers = self.facts.dialect.speak(headers);
         let (len, replay) = match &body {
             RequestBody::Empty => (0, true),
             RequestBody::Document(text) => (text.len() as u64, true),
@@ -273,9 +273,9 @@ impl Wire {
                 hash,
                 time: self.time(),
             };
-            request.sign(self.dialect, &identity.identity, out)?;
+            request.sign(self.facts.dialect, &identity.identity, out)?;
         }
-        if self.config.profile.facts().accepts_gzip {
+        if self.facts.accepts_gzip {
             // Behind the signature: it is changed on its way.
             out.insert("accept-encoding", HeaderValue::from_static("gzip"));
         }
@@ -287,7 +287,7 @@ impl Wire {
         let patience = if works_long(op) { self.idle * SILENT_WORK } else { body::time_to_send(len, self.idle) };
         metrics::counter!("dth_s3_requests_total", "op" => op_name(op)).increment(1);
         let (parts, body) = self.http.answer(request, op, target, patience).await?.into_parts();
-        let headers = self.dialect.hear(parts.headers);
+        let headers = self.facts.dialect.hear(parts.headers);
         Ok(Answer { status: parts.status, headers, body, op, target: target.to_owned(), idle: self.idle })
     }
 

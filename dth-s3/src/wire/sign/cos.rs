@@ -42,8 +42,7 @@ impl ToSign<'_> {
             .map(|(name, value)| (uri::encoded(name).to_ascii_lowercase(), uri::encoded(value)))
             .collect();
         signed.sort_unstable();
-        let pairs = self.query.split('&').filter(|p| !p.is_empty()).map(|p| p.split_once('=').unwrap_or((p, "")));
-        let mut query: Vec<(String, &str)> = pairs.map(|(name, value)| (name.to_ascii_lowercase(), value)).collect();
+        let mut query: Vec<(String, &str)> = self.pairs().map(|(name, value)| (name.to_ascii_lowercase(), value)).collect();
         query.sort_unstable();
         let names = |list: Vec<&str>| list.join(";");
         let path = self.path.split('?').next().unwrap_or_default();

@@ -53,6 +53,11 @@ impl ToSign<'_> {
         Ok(())
     }
 
+    /// Names and values of the query, as they are sent.
+    fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+    }
+
     /// Names and values; signatures are over text.
     fn texts<'h>(&self, headers: &'h HeaderMap) -> Result<Vec<(&'h str, &'h str)>> {
         let text = |(name, value): (&'h HeaderName, &'h HeaderValue)| {

@@ -29,8 +29,7 @@ impl ToSign<'_> {
         signed.sort_unstable();
         // The bucket is part of the path, wherever it stands in the request.
         let mut canonical = format!("{}\n/{}/{}\n", self.method, self.bucket, self.key);
-        let mut query: Vec<(&str, &str)> =
-            self.query.split('&').filter(|p| !p.is_empty()).map(|p| p.split_once('=').unwrap_or((p, ""))).collect();
+        let mut query: Vec<(&str, &str)> = self.pairs().collect();
         query.sort_unstable();
         let pairs: Vec<String> =
             query.into_iter().map(|(name, value)| if value.is_empty() { name.to_owned() } else { format!("{name}={value}") }).collect();
