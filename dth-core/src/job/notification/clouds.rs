@@ -1,6 +1,6 @@
 //! What other clouds tell: Alibaba OSS, Tencent COS, Qiniu Kodo. Their events carry no sequencer, and may come twice and in any order.
 
-use super::{Kind, Reader, Told};
+use super::{Kind, Place, Reader, Told};
 use crate::error::Result;
 use serde::Deserialize;
 use serde_json::Value;
@@ -38,25 +38,9 @@ impl Reader<'_> {
         struct Event {
             #[serde(rename = "eventName")]
             name: String,
-            oss: Oss,
+            oss: Place<Size>,
         }
-        #[derive(Deserialize)]
-        struct Oss {
-            bucket: Bucket,
-            object: Object,
-        }
-        #[derive(Deserialize)]
-        struct Bucket {
-            name: String,
-        }
-        #[derive(Deserialize)]
-        struct Object {
-            key: String,
-            size: Option<Size>,
-            #[serde(rename = "eTag")]
-            etag: Option<String>,
-        }
-        let Event { name, oss: Oss { bucket, object } } = self.parse(event)?;
+        let Event { name, oss: Place { bucket, object } } = self.parse(event)?;
         let (class, what) = name.trim_start_matches("oss:").split_once(':').unwrap_or((&name, ""));
         let kind = match (class, what) {
             // `ObjectCreated:*` tells of uploads, too, when there is no object yet.

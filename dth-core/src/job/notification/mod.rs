@@ -45,7 +45,6 @@ pub(super) fn read(body: &str, value: &Value, intake: &Intake) -> Result<Told> {
     let reader = Reader { body, intake };
     let mut told = Told { text: body.to_owned(), ..Told::default() };
     if let Some(records) = value.get("Records").and_then(Value::as_array) {
-        // One that nobody understands does not keep its neighbours from being done.
         let is_of_cos = |record: &Value| record.get("cos").is_some();
         let one = |record: &Value, told: &mut Told| if is_of_cos(record) { reader.cos(record, told) } else { reader.record(record, told) };
         reader.each(records, one, &mut told)?;
@@ -73,6 +72,27 @@ pub(super) fn read(body: &str, value: &Value, intake: &Intake) -> Result<Told> {
 struct Reader<'a> {
     body: &'a str,
     intake: &'a Intake,
+}
+
+/// Where an event was, as Amazon and OSS say it.
+#[derive(Deserialize)]
+struct Place<Size = u64> {
+    bucket: Bucket,
+    object: Object<Size>,
+}
+
+#[derive(Deserialize)]
+struct Bucket {
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct Object<Size> {
+    key: String,
+    size: Option<Size>,
+    #[serde(alias = "eTag")]
+    etag: Option<String>,
+    sequencer: Option<String>,
 }
 
 /// What an event was about.
@@ -107,26 +127,9 @@ impl Reader<'_> {
         struct Record {
             #[serde(rename = "eventName")]
             name: String,
-            s3: S3,
+            s3: Place,
         }
-        #[derive(Deserialize)]
-        struct S3 {
-            bucket: Bucket,
-            object: Object,
-        }
-        #[derive(Deserialize)]
-        struct Bucket {
-            name: String,
-        }
-        #[derive(Deserialize)]
-        struct Object {
-            key: String,
-            size: Option<u64>,
-            #[serde(rename = "eTag")]
-            etag: Option<String>,
-            sequencer: Option<String>,
-        }
-        let Record { name, s3: S3 { bucket, object } } = self.parse(record)?;
+        let Record { name, s3: Place { bucket, object } } = self.parse(record)?;
         // https://docs.aws.amazon.com/AmazonS3/latest/userguide/notification-how-to-event-types-and-destinations.html
         let kind = match name.trim_start_matches("s3:").split(':').next().unwrap_or_default() {
             "ObjectCreated" => Kind::Create,
@@ -148,25 +151,9 @@ impl Reader<'_> {
         struct Event {
             #[serde(rename = "detail-type")]
             kind: String,
-            detail: Detail,
+            detail: Place,
         }
-        #[derive(Deserialize)]
-        struct Detail {
-            bucket: Bucket,
-            object: Object,
-        }
-        #[derive(Deserialize)]
-        struct Bucket {
-            name: String,
-        }
-        #[derive(Deserialize)]
-        struct Object {
-            key: String,
-            size: Option<u64>,
-            etag: Option<String>,
-            sequencer: Option<String>,
-        }
-        let Event { kind: name, detail: Detail { bucket, object } } = self.parse(event)?;
+        let Event { kind: name, detail: Place { bucket, object } } = self.parse(event)?;
         let kind = match name.as_str() {
             "Object Created" | "Object Restore Completed" => Kind::Create,
             "Object Deleted" => Kind::Delete,
