@@ -2,7 +2,7 @@
 
 use crate::{
     attribute::AttributeSet,
-    checksum::{Algorithm, Checksum},
+    checksum::{Algorithm, Checksum, Digester},
     error::{Error, ErrorKind, Op, Result},
     index::Index,
     object::{Attributes, ETag, Entry, ObjectKey, Tags, VersionId},
@@ -69,6 +69,47 @@ impl Body {
 impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Body({} bytes)", self.len())
+    }
+}
+
+/// Judges a body on its way, for a sink whose store judges nothing: before the object becomes visible, it is known to have the length and
+/// the checksum that were announced.
+#[derive(Debug)]
+pub struct BodyCheck<'a> {
+    len: u64,
+    came: u64,
+    digester: Option<Digester>,
+    expected: Option<&'a Checksum>,
+}
+
+impl<'a> BodyCheck<'a> {
+    /// Of a body of `len` bytes.
+    pub fn new(len: u64, expected: Option<&'a Checksum>) -> Self {
+        Self { len, came: 0, digester: expected.map(|sum| Digester::new(sum.algorithm)), expected }
+    }
+
+    /// Takes the next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.came += bytes.len() as u64;
+        if let Some(digester) = &mut self.digester {
+            digester.update(bytes);
+        }
+    }
+
+    /// At the end: `Unavailable` when these were not exactly so many bytes, `Corrupt` when they have another checksum.
+    pub fn finish(self, target: &str) -> Result<()> {
+        let Self { len, came, .. } = self;
+        if came != len {
+            let why = format!("the body ended after {came} of {len} bytes");
+            return Err(Error::new(ErrorKind::Unavailable, Op::Put, target).with_source(why));
+        }
+        match (self.digester.map(Digester::finish), self.expected) {
+            (Some(taken), Some(expected)) if taken != *expected => {
+                Err(Error::new(ErrorKind::Corrupt, Op::Put, target)
+                    .with_source(format!("the bytes have {taken}, {expected} was announced")))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

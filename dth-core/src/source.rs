@@ -9,11 +9,37 @@ use crate::{
 };
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt, stream};
 use std::{fmt, ops::Range, pin::Pin};
 
 /// Bytes as they arrive. Ends with an error when the connection broke or the length was not the announced one.
 pub type ByteStream = Pin<Box<dyn Stream<Item = Result<Bytes>> + Send + 'static>>;
+
+/// The same bytes, the last of which are passed on once `check` says that what was read still is what was opened: for stores whose reads
+/// cannot be pinned.
+pub fn checked_at_the_end<F>(body: ByteStream, check: impl FnOnce() -> F + Send + 'static) -> ByteStream
+where
+    F: Future<Output = Result<()>> + Send,
+{
+    stream::try_unfold((body, None::<Bytes>, Some(check)), |(mut body, mut kept, mut check)| async move {
+        loop {
+            match body.next().await {
+                Some(chunk) => {
+                    if let Some(before) = kept.replace(chunk?) {
+                        return Ok(Some((before, (body, kept, check))));
+                    }
+                }
+                None => {
+                    if let Some(check) = check.take() {
+                        check().await?;
+                    }
+                    return Ok(kept.take().map(|last| (last, (body, None, None))));
+                }
+            }
+        }
+    })
+    .boxed()
+}
 
 /// Which bytes to read.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -16,12 +16,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use dth_core::{
     attribute::{Attribute, AttributeSet},
-    checksum::{Algorithm, Checksum, Digester},
+    checksum::Algorithm,
     error::{Error, ErrorKind, Op, Result},
     index::{Index, IndexCapability, ListPage, ListRequest, must_carry},
     object::{ETag, Entry, EtagKind, ObjectInfo, ObjectKey, VersionId},
-    sink::{Body, Condition, Conditions, PutOptions, Sink, SinkCapability, Written},
-    source::{ByteStream, Read, ReadOptions, ReadRange, Source, SourceCapability},
+    sink::{Body, BodyCheck, Condition, Conditions, PutOptions, Sink, SinkCapability, Written},
+    source::{ByteStream, Read, ReadOptions, ReadRange, Source, SourceCapability, checked_at_the_end},
     walk::{Folders, Item, Walker},
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -214,7 +214,17 @@ impl Source for OpendalSource {
             bytes.map_err(move |error| from_io(Op::Read, target.clone(), error)).boxed()
         };
         let body = exact(body, range.end - range.start, self.target(key));
-        let body = if pinned { body } else { self.still(body, key.clone(), info.entry.etag.clone()) };
+        if pinned {
+            return Ok(Read { info, range, body });
+        }
+        let (source, key, etag) = (self.clone(), key.clone(), info.entry.etag.clone());
+        let body = checked_at_the_end(body, move || async move {
+            if source.stat(&key, None, Op::Read).await?.entry.etag == etag {
+                return Ok(());
+            }
+            let error = Error::new(ErrorKind::Precondition, Op::Read, source.target(&key));
+            Err(error.with_source("it was overwritten while it was read"))
+        });
         Ok(Read { info, range, body })
     }
 }
@@ -234,38 +244,6 @@ impl OpendalSource {
     /// The etag as the service gave it, where it gave one.
     fn real_etag(&self, info: &ObjectInfo) -> Option<String> {
         info.entry.etag.as_ref().filter(|e| !e.as_str().starts_with(MADE)).map(|e| format!("\"{e}\""))
-    }
-
-    /// The body, whose last chunk is passed on once a look shows that the object still is the one that was read.
-    fn still(&self, body: ByteStream, key: ObjectKey, etag: Option<ETag>) -> ByteStream {
-        let source = self.clone();
-        let state = (body, None::<Bytes>, false);
-        stream::try_unfold(state, move |(mut body, mut held, ended)| {
-            let (source, key, etag) = (source.clone(), key.clone(), etag.clone());
-            async move {
-                if ended {
-                    return Ok(None);
-                }
-                loop {
-                    match body.try_next().await? {
-                        Some(chunk) => {
-                            if let Some(ready) = held.replace(chunk) {
-                                return Ok(Some((ready, (body, held, false))));
-                            }
-                        }
-                        None => {
-                            let now = source.stat(&key, None, Op::Read).await?;
-                            if now.entry.etag != etag {
-                                let error = Error::new(ErrorKind::Precondition, Op::Read, source.target(&key));
-                                return Err(error.with_source("it was overwritten while it was read"));
-                            }
-                            return Ok(held.take().map(|last| (last, (body, None, true))));
-                        }
-                    }
-                }
-            }
-        })
-        .boxed()
     }
 }
 
@@ -361,15 +339,12 @@ impl Sink for OpendalSink {
             Body::Stream { stream, .. } => stream,
         };
         let mut writer = self.0.operator.writer_options(key.as_str(), write).await.map_err(&failed)?;
-        let mut digester = options.checksum.as_ref().map(|c| Digester::new(c.algorithm));
+        let mut check = BodyCheck::new(len, options.checksum.as_ref());
         let filled = async {
-            let (mut at, mut held, mut size) = (0, Vec::<Bytes>::new(), 0);
+            let (mut held, mut size) = (Vec::<Bytes>::new(), 0);
             while let Some(bytes) = body.try_next().await? {
-                at += bytes.len() as u64;
                 size += bytes.len();
-                if let Some(digester) = &mut digester {
-                    digester.update(&bytes);
-                }
+                check.update(&bytes);
                 held.push(bytes);
                 // A service without parts takes everything at once.
                 if size >= chunk && can.write_can_multi {
@@ -377,11 +352,7 @@ impl Sink for OpendalSink {
                     writer.write(std::mem::take(&mut held)).await.map_err(&failed)?;
                 }
             }
-            if at != len {
-                let error = Error::new(ErrorKind::Unavailable, Op::Put, self.0.target(key));
-                return Err(error.with_source(format!("the body ended after {at} of {len} bytes")));
-            }
-            judge(&self.0.target(key), digester.take(), options.checksum.as_ref())?;
+            check.finish(&self.0.target(key))?;
             writer.write(held).await.map_err(&failed)
         };
         if let Err(error) = filled.await {
@@ -405,15 +376,6 @@ impl Sink for OpendalSink {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             done => done,
         }
-    }
-}
-
-fn judge(target: &str, digester: Option<Digester>, expected: Option<&Checksum>) -> Result<()> {
-    match (digester.map(Digester::finish), expected) {
-        (Some(taken), Some(expected)) if taken != *expected => {
-            Err(Error::new(ErrorKind::Corrupt, Op::Put, target).with_source(format!("the bytes have {taken}, {expected} was announced")))
-        }
-        _ => Ok(()),
     }
 }
 

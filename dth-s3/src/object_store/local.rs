@@ -1,6 +1,6 @@
 //! A local directory.
 
-use super::{ObjectStoreAdapter, checked_at_the_end, classify, exact_path, io_kind};
+use super::{ObjectStoreAdapter, classify, exact_path, io_kind};
 use async_trait::async_trait;
 use dth_core::{
     attribute::AttributeSet,
@@ -9,7 +9,7 @@ use dth_core::{
     index::{Index, IndexCapability, ListPage, ListRequest},
     object::{ETag, Entry, ObjectInfo, ObjectKey, VersionId},
     sink::{Body, Condition, PutOptions, Sink, SinkCapability, Written},
-    source::{Read, ReadOptions, Source, SourceCapability},
+    source::{Read, ReadOptions, Source, SourceCapability, checked_at_the_end},
     walk::{Folders, Item},
 };
 use object_store::{ObjectStore, ObjectStoreExt, RenameOptions, local::LocalFileSystem, path::Path};

@@ -11,15 +11,15 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use dth_core::{
     attribute::{Attribute, AttributeSet},
-    checksum::{Algorithm, Checksum, Digester},
+    checksum::Algorithm,
     error::{Error, ErrorKind, Op, Result},
     index::{Index, IndexCapability, ListPage, ListRequest, must_carry},
     object::{Attributes, ETag, Entry, EtagKind, ObjectInfo, ObjectKey, VersionId},
-    sink::{Body, Condition, Conditions, PutOptions, Sink, SinkCapability, Written},
+    sink::{Body, BodyCheck, Condition, Conditions, PutOptions, Sink, SinkCapability, Written},
     source::{Read, ReadOptions, ReadRange, Source, SourceCapability},
     walk::{Folders, Item, Walker},
 };
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt};
 use object_store::{
     Attribute as Named, AttributeValue, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMultipartOptions, PutPayload,
     path::Path,
@@ -86,16 +86,15 @@ impl ObjectStoreAdapter {
     /// Writes a body under a path, checked; nothing is visible before all of it has the checksum.
     async fn write(&self, key: &ObjectKey, path: &Path, body: Body, options: &PutOptions) -> Result<Written> {
         let failed = |e| classify(Op::Put, self.target(key), e);
-        let mut digester = options.checksum.as_ref().map(|c| Digester::new(c.algorithm));
+        let target = self.target(key);
+        let mut check = BodyCheck::new(body.len(), options.checksum.as_ref());
         let attributes = to_attributes(&options.attributes);
         let written = match body {
             Body::Bytes(chunks) => {
-                if let Some(digester) = &mut digester {
-                    for chunk in &chunks {
-                        digester.update(chunk);
-                    }
+                for chunk in &chunks {
+                    check.update(chunk);
                 }
-                self.judge(key, digester, options.checksum.as_ref())?;
+                check.finish(&target)?;
                 let put = object_store::PutOptions { attributes, ..object_store::PutOptions::default() };
                 self.store.put_opts(path, PutPayload::from_iter(chunks), put).await.map_err(failed)?
             }
@@ -104,28 +103,22 @@ impl ObjectStoreAdapter {
                 let mut upload = self.store.put_multipart_opts(path, begin).await.map_err(failed)?;
                 let chunk_size = self.chunk.max((len / PARTS) as usize);
                 let filled = async {
-                    let (mut at, mut held, mut chunks) = (0, 0, Vec::new());
+                    let (mut held, mut chunks) = (0, Vec::new());
                     while let Some(chunk) = stream.next().await {
                         let chunk: Bytes = chunk?;
-                        at += chunk.len() as u64;
                         held += chunk.len();
-                        if let Some(digester) = &mut digester {
-                            digester.update(&chunk);
-                        }
+                        check.update(&chunk);
                         chunks.push(chunk);
                         if held >= chunk_size {
                             held = 0;
                             upload.put_part(std::mem::take(&mut chunks).into_iter().collect()).await.map_err(failed)?;
                         }
                     }
-                    if at != len {
-                        let error = Error::new(ErrorKind::Unavailable, Op::Put, self.target(key));
-                        return Err(error.with_source(format!("the body ended after {at} of {len} bytes")));
-                    }
+                    check.finish(&target)?;
                     if held > 0 || len == 0 {
                         upload.put_part(chunks.into_iter().collect()).await.map_err(failed)?;
                     }
-                    self.judge(key, digester.take(), options.checksum.as_ref())
+                    Ok(())
                 };
                 if let Err(error) = filled.await {
                     // What is left of it is invisible; the error that matters is the first one.
@@ -141,14 +134,6 @@ impl ObjectStoreAdapter {
             opaque_etag: true,
             checksum: None,
         })
-    }
-
-    fn judge(&self, key: &ObjectKey, digester: Option<Digester>, expected: Option<&Checksum>) -> Result<()> {
-        match (digester.map(Digester::finish), expected) {
-            (Some(taken), Some(expected)) if taken != *expected => Err(Error::new(ErrorKind::Corrupt, Op::Put, self.target(key))
-                .with_source(format!("the bytes have {taken}, {expected} was announced"))),
-            _ => Ok(()),
-        }
     }
 }
 
@@ -406,29 +391,4 @@ impl Folders for StoreFolders {
     async fn entries(&self, _folder: &str, items: Vec<Item>) -> Result<Vec<Entry>> {
         Ok(items.into_iter().filter_map(|item| if let Item::Object(_, entry) = item { entry } else { None }).collect())
     }
-}
-
-/// Checks a stream once more before its last chunk: `check` says whether what was read is still what was opened.
-fn checked_at_the_end<F>(body: dth_core::source::ByteStream, check: impl FnOnce() -> F + Send + 'static) -> dth_core::source::ByteStream
-where
-    F: Future<Output = Result<()>> + Send,
-{
-    stream::try_unfold((body, None::<Bytes>, Some(check)), |(mut body, mut kept, mut check)| async move {
-        loop {
-            match body.next().await {
-                Some(chunk) => {
-                    if let Some(before) = kept.replace(chunk?) {
-                        return Ok(Some((before, (body, kept, check))));
-                    }
-                }
-                None => {
-                    if let Some(check) = check.take() {
-                        check().await?;
-                    }
-                    return Ok(kept.take().map(|last| (last, (body, None, None))));
-                }
-            }
-        }
-    })
-    .boxed()
 }
