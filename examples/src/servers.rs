@@ -24,7 +24,7 @@ pub struct Server {
     access_key: String,
     secret_key: String,
     profile: Profile,
-    _tasks: TaskScope,
+    tasks: TaskScope,
     child: Option<Child>,
     /// What it stands on, when that is a process of its own.
     base: Option<Child>,
@@ -78,6 +78,22 @@ fn spawn(command: &mut Command, folder: &Path) -> std::io::Result<Child> {
 }
 
 impl Server {
+    /// One on a port of loopback, which is still to be started.
+    fn of(profile: Profile, port: u16, (access_key, secret_key): (&str, &str), folder: impl Into<Option<tempfile::TempDir>>) -> Self {
+        Self {
+            endpoint: format!("http://127.0.0.1:{port}"),
+            access_key: access_key.into(),
+            secret_key: secret_key.into(),
+            profile,
+            tasks: TaskScope::new(),
+            child: None,
+            base: None,
+            ca_file: None,
+            left_behind: Vec::new(),
+            folder: folder.into(),
+        }
+    }
+
     /// The settings of a bucket on this server.
     pub fn bucket(&self, bucket: &str) -> S3Config {
         S3Config {
@@ -118,8 +134,8 @@ impl Server {
         let service = service.build();
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;
         let address: SocketAddr = listener.local_addr()?;
-        let mut tasks = TaskScope::new();
-        tasks.spawn(async move {
+        let mut server = Self::of(Profile::S3sFs, address.port(), (access_key, secret_key), None);
+        server.tasks.spawn(async move {
             let mut connections = TaskScope::new();
             while let Ok((socket, _)) = listener.accept().await {
                 let _ = socket.set_nodelay(true);
@@ -129,18 +145,7 @@ impl Server {
                 });
             }
         });
-        Ok(Self {
-            endpoint: format!("http://{address}"),
-            access_key: access_key.into(),
-            secret_key: secret_key.into(),
-            profile: Profile::S3sFs,
-            _tasks: tasks,
-            child: None,
-            base: None,
-            ca_file: None,
-            left_behind: Vec::new(),
-            folder: None,
-        })
+        Ok(server)
     }
 
     /// Starts `ministack` of a Python environment (`cargo xtask test` installs it), with strict signatures and a user.
@@ -170,18 +175,12 @@ impl Server {
         }
         let child = spawn(&mut command, folder.path())
             .with_context(|| format!("cannot start ministack of `{}`: `cargo xtask test` installs it", venv.display()))?;
-        let mut server = Self {
-            endpoint: format!("{}://127.0.0.1:{port}", if tls { "https" } else { "http" }),
-            access_key: String::new(),
-            secret_key: String::new(),
-            profile: Profile::Compatible,
-            _tasks: TaskScope::new(),
-            child: Some(child),
-            base: None,
-            ca_file: tls.then(|| folder.path().join("ministack-tls/server.crt").display().to_string()),
-            left_behind: Vec::new(),
-            folder: Some(folder),
-        };
+        let mut server = Self::of(Profile::Compatible, port, ("", ""), folder);
+        server.child = Some(child);
+        if tls {
+            server.endpoint = format!("https://127.0.0.1:{port}");
+            server.ca_file = Some(server.folder()?.join("ministack-tls/server.crt").display().to_string());
+        }
         server.wait_for_port("ministack", port).await?;
         let keys = server.python(venv, MAKE_USER, &[]).await?;
         let (access, secret) = keys.trim().split_once(' ').context("ministack did not make a user")?;
@@ -198,18 +197,8 @@ impl Server {
         let mut command = Command::new(venv.join("bin/python"));
         command.arg(script).args([profile.as_str(), &port.to_string(), access_key, secret_key, region]).env("PYTHONDONTWRITEBYTECODE", "1");
         let child = spawn(&mut command, folder.path()).context("cannot start python")?;
-        let mut server = Self {
-            endpoint: format!("http://127.0.0.1:{port}"),
-            access_key: access_key.into(),
-            secret_key: secret_key.into(),
-            profile,
-            _tasks: TaskScope::new(),
-            child: Some(child),
-            base: None,
-            ca_file: None,
-            left_behind: Vec::new(),
-            folder: Some(folder),
-        };
+        let mut server = Self::of(profile, port, (access_key, secret_key), folder);
+        server.child = Some(child);
         server.wait_for_port(profile.as_str(), port).await?;
         Ok(server)
     }
@@ -222,18 +211,8 @@ impl Server {
         let mut command = Command::new(venv.join("bin/moto_server"));
         command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
         let child = spawn(&mut command, folder.path()).with_context(|| format!("cannot start moto of `{}`", venv.display()))?;
-        let mut server = Self {
-            endpoint: format!("http://127.0.0.1:{port}"),
-            access_key: "test".into(),
-            secret_key: "test".into(),
-            profile: Profile::Compatible,
-            _tasks: TaskScope::new(),
-            child: Some(child),
-            base: None,
-            ca_file: None,
-            left_behind: Vec::new(),
-            folder: Some(folder),
-        };
+        let mut server = Self::of(Profile::Compatible, port, ("test", "test"), folder);
+        server.child = Some(child);
         server.wait_for_port("moto", port).await?;
         Ok(server)
     }
@@ -268,22 +247,13 @@ impl Server {
         }
         let child = spawn(&mut command, folder.path()).context("cannot start weed")?;
         let port = ports[6];
-        let mut server = Self {
-            endpoint: format!("http://127.0.0.1:{port}"),
-            access_key: access_key.into(),
-            secret_key: secret_key.into(),
-            profile: Profile::SeaweedFs,
-            _tasks: TaskScope::new(),
-            child: Some(child),
-            base: None,
-            ca_file: None,
-            left_behind: ["master", "volume", "filer", "s3"]
-                .iter()
-                .zip(ports.chunks(2))
-                .flat_map(|(name, p)| [format!("/tmp/seaweedfs-{name}-{}.sock", p[0]), format!("/tmp/seaweedfs-{name}-grpc-{}.sock", p[1])])
-                .collect(),
-            folder: Some(folder),
-        };
+        let mut server = Self::of(Profile::SeaweedFs, port, (access_key, secret_key), folder);
+        server.child = Some(child);
+        server.left_behind = ["master", "volume", "filer", "s3"]
+            .iter()
+            .zip(ports.chunks(2))
+            .flat_map(|(name, p)| [format!("/tmp/seaweedfs-{name}-{}.sock", p[0]), format!("/tmp/seaweedfs-{name}-grpc-{}.sock", p[1])])
+            .collect();
         server.wait_for_port("weed", port).await?;
         Ok(server)
     }
@@ -297,18 +267,8 @@ impl Server {
         base.env("MONP2", mon2.to_string()).env("MONP1", mon1.to_string()).env("RGWP", port.to_string());
         let base = spawn(&mut base, folder.path()).context("cannot start bash")?;
         let (access_key, secret_key) = ("DTHRADOSGW", "dth-radosgw-secret");
-        let mut server = Self {
-            endpoint: format!("http://127.0.0.1:{port}"),
-            access_key: access_key.into(),
-            secret_key: secret_key.into(),
-            profile: Profile::Ceph,
-            _tasks: TaskScope::new(),
-            child: None,
-            base: Some(base),
-            ca_file: None,
-            left_behind: Vec::new(),
-            folder: Some(folder),
-        };
+        let mut server = Self::of(Profile::Ceph, port, (access_key, secret_key), folder);
+        server.base = Some(base);
         let folder = server.folder()?.to_owned();
         for tried in 0.. {
             if folder.join("ready").exists() {
