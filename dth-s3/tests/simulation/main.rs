@@ -6,7 +6,7 @@
 #![expect(clippy::print_stdout, reason = "the report of the run")]
 
 mod front;
-#[allow(dead_code, reason = "the first layer uses all of it")]
+#[expect(dead_code, reason = "the first layer uses all of it")]
 #[path = "../../../dth-core/tests/simulation/world.rs"]
 mod world;
 
