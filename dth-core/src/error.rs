@@ -151,6 +151,7 @@ pub enum Op {
     Copy,
     CopyPart,
     Delete,
+    Restore,
     Send,
     Receive,
     Extend,

@@ -3,6 +3,7 @@
 use crate::{
     error::{Error, ErrorKind, Op, Result},
     object::{Entry, EtagKind, ObjectInfo, ObjectKey, VersionId},
+    versions::VersionsPage,
 };
 use async_trait::async_trait;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -91,7 +92,7 @@ pub trait Index: fmt::Debug + Send + Sync + 'static {
 
     /// Whether an object can be stored under this key. What cannot is counted as skipped, with that reason, when it is found.
     fn carries(&self, key: &ObjectKey) -> bool {
-        key.as_str().len() <= self.index_capability().max_key
+        (1..=self.index_capability().max_key).contains(&key.as_str().len())
     }
 
     /// Whether a key that this store does not list would be listed if it were there: only such keys are extra at a destination.
@@ -106,6 +107,18 @@ pub trait Index: fmt::Debug + Send + Sync + 'static {
 
     /// Looks at one object. `NotFound` where there is none.
     async fn head(&self, key: &ObjectKey, version: Option<&VersionId>) -> Result<ObjectInfo>;
+
+    /// One page of all versions and delete markers, one request: keys in byte order, of each the youngest version first.
+    /// `Unsupported` where there are none.
+    async fn versions(&self, request: &ListRequest) -> Result<VersionsPage> {
+        Err(Error::new(ErrorKind::Unsupported, Op::List, self.name())
+            .with_source(format!("no versions are listed below `{}`", request.prefix)))
+    }
+
+    /// Whether versions are kept of what is written now.
+    async fn keeps_versions(&self) -> Result<bool> {
+        Ok(false)
+    }
 
     /// Looks at several objects, in their order; `None` where there is none.
     async fn find(&self, keys: &[ObjectKey]) -> Result<Vec<Option<Entry>>> {

@@ -38,6 +38,7 @@ pub mod state;
 pub mod sweep;
 pub mod sync;
 pub mod transfer;
+pub mod versions;
 pub mod walk;
 pub mod worker;
 pub mod wrap;

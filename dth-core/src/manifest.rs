@@ -6,11 +6,13 @@
 use crate::{
     checksum::Checksum,
     error::{Error, ErrorKind, Op, Result},
+    index::Index,
     key_map::KeyMap,
     object::{ETag, Entry, ObjectInfo, ObjectKey},
     sink::Sink,
     source::Source,
     state::{RecordQuery, RunId, Shard, SourceVersion, StateStore, Status, Verified},
+    versions,
 };
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
@@ -166,13 +168,15 @@ pub struct Verification {
 /// Compares one line with both sides by a header request each; of an entry with children also each of these, at the destination.
 pub async fn verify(line: &Line, source: &dyn Source, sink: &dyn Sink, keys: &KeyMap, result: &mut Verification) -> Result<()> {
     result.checked += 1;
-    let there = gone_is_none(sink.head(&line.destination, None).await)?;
-    let same_there = there.is_some_and(|info| info.entry.etag == line.etag && info.entry.size == Some(line.source.size));
+    let is_history = versions::is_history(line.source.etag.as_ref());
+    let there = gone_is_none(look(sink, &line.destination, is_history).await)?;
+    // The destination may hold older versions besides.
+    let same_there = there.is_some_and(|info| info.entry.etag == line.etag && (is_history || info.entry.size == Some(line.source.size)));
     if !same_there {
         result.wrong.push(line.destination.clone());
         return Ok(());
     }
-    let here = gone_is_none(source.head(&line.key, None).await)?;
+    let here = gone_is_none(look(source, &line.key, is_history).await)?;
     let Some(here) = here.filter(|info| SourceVersion::of(&info.entry).etag == line.source.etag) else {
         result.source_moved_on += 1;
         return Ok(());
@@ -183,6 +187,11 @@ pub async fn verify(line: &Line, source: &dyn Source, sink: &dyn Sink, keys: &Ke
         result.good += 1;
     }
     Ok(())
+}
+
+/// Looks at an object, or at all of its versions.
+async fn look(index: &dyn Index, key: &ObjectKey, history: bool) -> Result<ObjectInfo> {
+    if history { versions::head(index, key).await } else { index.head(key, None).await }
 }
 
 /// Whether all that an entry needs, and what that needs, is at the destination.

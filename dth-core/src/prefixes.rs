@@ -100,6 +100,12 @@ impl PrefixList {
         Ok(self.next(key)?.is_some_and(|prefix| key.starts_with(&prefix)))
     }
 
+    /// One of them that does not begin so.
+    pub(crate) fn outside(&self, prefix: &str) -> Result<Option<String>> {
+        let first = self.next("")?.filter(|first| !first.starts_with(prefix));
+        if first.is_some() { Ok(first) } else { self.next(&format!("{prefix}\u{10ffff}")) }
+    }
+
     /// The prefix that a key begins with, or else the first one behind the key.
     pub(crate) fn next(&self, key: &str) -> Result<Option<String>> {
         let blocks = &self.0.blocks;
@@ -203,7 +209,7 @@ impl Reader {
         let (mut blocks, mut end, mut count) = (Vec::new(), 0, 0);
         let mut last: Option<ObjectKey> = None;
         for entry in self.sorter.finish()? {
-            let key = entry?.key;
+            let key = entry?.entry.key;
             if last.as_ref().is_some_and(|last| key.as_str().starts_with(last.as_str())) {
                 continue;
             }

@@ -10,6 +10,7 @@ use crate::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
+use serde::{Deserialize, Serialize};
 use std::{fmt, ops::Range, pin::Pin};
 
 /// Bytes as they arrive. Ends with an error when the connection broke or the length was not the announced one.
@@ -93,6 +94,31 @@ pub struct Family {
     pub children: Vec<Entry>,
 }
 
+/// How archived objects are restored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Restore {
+    /// For so many days they can be read then.
+    pub days: u32,
+    /// How fast, and at what price, in the store's own word (`Bulk`, `Standard`, `Expedited`); the store's default where nothing is said.
+    pub tier: Option<String>,
+}
+
+impl Default for Restore {
+    fn default() -> Self {
+        Self { days: 7, tier: None }
+    }
+}
+
+/// What became of a request to restore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Restoring {
+    /// It can be read now.
+    Ready,
+    /// It will be, in minutes to days.
+    UnderWay,
+}
+
 /// What a source can do.
 #[derive(Debug, Clone)]
 pub struct SourceCapability {
@@ -132,6 +158,13 @@ pub trait Source: Index {
     /// What is [read](Self::read) afterwards is pinned to the entry of the answer: its children are those of these bytes.
     async fn children(&self, entry: &Entry) -> Result<Family> {
         Ok(Family { entry: entry.clone(), children: Vec::new() })
+    }
+
+    /// Asks for an archived object to be made readable for some days. `Unsupported` where there is no such thing.
+    ///
+    /// Asked again, it does no harm.
+    async fn restore(&self, key: &ObjectKey, _version: Option<&VersionId>, _restore: &Restore) -> Result<Restoring> {
+        Err(Error::new(ErrorKind::Unsupported, Op::Restore, key.to_string()))
     }
 
     /// The tags of an object.

@@ -118,6 +118,10 @@ pub enum SkipReason {
     SourceExists,
     /// More deletions than the guard allows.
     DeleteGuard,
+    /// Another source key would become the same destination key.
+    Collision,
+    /// It is archived, and the store was asked to restore it: a later run, or the event of its return, copies it.
+    Restoring,
 }
 
 impl SkipReason {
@@ -132,6 +136,8 @@ impl SkipReason {
             Self::TrustedSize => "trusted_size",
             Self::SourceExists => "source_exists",
             Self::DeleteGuard => "delete_guard",
+            Self::Collision => "collision",
+            Self::Restoring => "restoring",
         }
     }
 }
@@ -253,6 +259,15 @@ pub struct PartChecks {
     pub judge: Option<Algorithm>,
 }
 
+/// A version of the source, and what it is at the destination.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Appended {
+    /// The source's id of it.
+    pub source: VersionId,
+    /// The destination's id of it.
+    pub destination: VersionId,
+}
+
 /// A job that ends with another one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Waiting {
@@ -319,6 +334,9 @@ pub struct Record {
     /// The latest event that was dealt with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sequencer: Option<Sequencer>,
+    /// Where all versions are moved: the youngest one that stands at the destination.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub appended: Option<Appended>,
     /// Jobs whose messages are done with, because the parts of the object are jobs now: they end when this record next says
     /// how the object ended, whoever writes that.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -345,6 +363,7 @@ impl Record {
             failure: None,
             not_carried: Vec::new(),
             sequencer: None,
+            appended: None,
             waiting: Vec::new(),
             updated: now,
         }

@@ -7,14 +7,18 @@ use crate::{
     env::Env,
     error::{ErrorKind, Result},
     key_map::KeyMap,
+    object::ObjectKey,
     proof::{Branch, Bug, reached, wrong},
     retry::RetryPolicy,
-    sink::Sink,
-    state::{RunId, StateStore, Status},
+    sink::{OpenUpload, Sink},
+    state::{Record, RecordQuery, RunId, StateStore, Status},
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 /// What a sweep found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +41,31 @@ async fn is_over(state: &dyn StateStore, run: &RunId, env: &dyn Env, retry: &Ret
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// The records of uploaded keys, by the destination's: those of all keys are looked through where a map cannot be undone.
+async fn records_of(
+    uploads: &[OpenUpload],
+    state: &dyn StateStore,
+    keys: &KeyMap,
+    env: &dyn Env,
+    retry: &RetryPolicy,
+) -> Result<HashMap<ObjectKey, Record>> {
+    let wanted: HashSet<&ObjectKey> = uploads.iter().map(|upload| &upload.key).collect();
+    let mut found = HashMap::new();
+    let mut query = RecordQuery::default();
+    while !wanted.is_empty() {
+        let page = retry.run(env, || state.query(&query, 1000)).await?;
+        let Some(last) = page.last() else { break };
+        query.after = Some(last.key.clone());
+        for record in page.into_iter().filter(|record| record.uploads_since.is_some()) {
+            let key = keys.to_destination(&record.key);
+            if wanted.contains(&key) {
+                found.insert(key, record);
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// Store clocks may differ from ours by so much.
@@ -65,14 +94,16 @@ pub async fn sweep(
             }
             Err(error) => return Err(error),
         };
+        let by_destination = if keys.is_ordered() { HashMap::new() } else { records_of(&uploads, state, keys, env, retry).await? };
         for upload in uploads {
             report.listed += 1;
-            let Some(key) = keys.to_source(&upload.key) else {
-                report.left_alone += 1;
-                continue;
+            let record = match keys.to_source(&upload.key) {
+                Some(key) => {
+                    let asked = [key];
+                    retry.run(env, || state.records(&asked)).await?.into_iter().next().flatten()
+                }
+                None => by_destination.get(&upload.key).cloned(),
             };
-            let asked = [key];
-            let record = retry.run(env, || state.records(&asked)).await?.into_iter().next().flatten();
             let Some(record) = record.filter(|r| r.uploads_since.is_some()) else {
                 report.left_alone += 1;
                 continue;

@@ -40,6 +40,7 @@ use crate::{
     state::{RunId, RunState, StateStore},
     sweep::{SweepReport, sweep},
     transfer::{Ended, Journal, Transfer},
+    versions::{self, Versions},
     worker::{Worker, WorkerSettings},
 };
 use std::{sync::Arc, time::Duration};
@@ -266,8 +267,12 @@ impl Sync {
             self.keys.clone(),
             Arc::clone(&self.env),
             self.worker.transfer.clone(),
-        );
-        let entry = self.source.head(key, None).await?.entry;
+        )
+        .with_selection(&self.finder);
+        let entry = match self.finder.versions {
+            Versions::Current => self.source.head(key, None).await?.entry,
+            Versions::All => versions::head(&*self.source, key).await?.entry,
+        };
         let mut journal = Journal::detached(key, self.env.now());
         let job = Job::copy(&entry, Seen::Unknown);
         match transfer.run(&job, &mut journal).await {

@@ -4,7 +4,7 @@ use dth_core::{
     checksum::Checksum,
     error::{Error, ErrorKind, Op, Result},
     object::{Sequencer, VersionId},
-    state::{Failure, Record, RunState, Status, UploadRecord, Verified, Waiting},
+    state::{Appended, Failure, Record, RunState, Status, UploadRecord, Verified, Waiting},
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,8 @@ pub(crate) struct More {
     pub(crate) not_carried: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) sequencer: Option<Sequencer>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) appended: Option<Appended>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) waiting: Vec<Waiting>,
 }
@@ -43,6 +45,7 @@ impl More {
             failure: record.failure.clone(),
             not_carried: record.not_carried.clone(),
             sequencer: record.sequencer.clone(),
+            appended: record.appended.clone(),
             waiting: record.waiting.clone(),
         }
     }

@@ -7,7 +7,7 @@ use crate::{
     object::{ETag, ObjectKey, Sequencer, VersionId},
     sink::{Part, UploadId},
     state::{
-        Advance, Claim, Committed, Failure, Fence, FinderTotals, JobEnd, Origin, OutboxPack, Outcome, PackId, PartChecks, Record,
+        Advance, Appended, Claim, Committed, Failure, Fence, FinderTotals, JobEnd, Origin, OutboxPack, Outcome, PackId, PartChecks, Record,
         RecordQuery, RecordWrite, Run, RunId, RunState, Shard, SharedUpload, SourceVersion, Status, Tally, UploadRecord, Verified, Waiting,
         WriteResult,
     },
@@ -97,6 +97,7 @@ pub async fn a_record_comes_back_as_written(bench: &StateBench) -> Checked {
         failure: Some(Failure { kind: ErrorKind::Denied, text: "no\nway 🦀".into() }),
         not_carried: vec!["tags".into()],
         sequencer: Sequencer::new("0055AED6DCD90281E5"),
+        appended: Some(Appended { source: VersionId::new("v2"), destination: VersionId::new("d/+=") }),
         waiting: vec![Waiting { run: RunId::new("r"), origin: Origin(pack("w"), 7) }],
         ..record("é\n%2F+ \u{1}🦀")
     };

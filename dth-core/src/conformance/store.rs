@@ -13,6 +13,7 @@ use crate::{
     state::StateStore,
     sync::Sync,
     transfer::TransferSettings,
+    versions::history,
     worker::WorkerSettings,
 };
 use bytes::Bytes;
@@ -50,6 +51,7 @@ promises! { $ store, StoreBench, conformance_store:
     a_deleted_key_is_gone
     a_delete_honours_its_condition
     a_copy_is_the_same
+    versions_keep_their_order
     a_task_arrives_whole_and_does_nothing_twice
     hostile_keys_travel_exactly
 }
@@ -793,6 +795,51 @@ fn moving(server_copy: bool) -> WorkerSettings {
 }
 
 /// The pair: a task from one prefix to another arrives byte for byte, through us and (where it can) inside the store, and a second
+/// Versions and delete markers are listed with the youngest first, key by key, and each is read as it was.
+pub async fn versions_keep_their_order(bench: &StoreBench) -> Checked {
+    if !bench.sink.keeps_versions().await? {
+        return Ok(Verdict::NotMade("it keeps no versions"));
+    }
+    let key = bench.key("k");
+    let neighbour = bench.key("k ");
+    for body in ["one", "three", "", "two"] {
+        if body.is_empty() {
+            bench.sink.delete(&key, &Condition::None).await?;
+        } else {
+            bench.put(&key, &Bytes::from_static(body.as_bytes())).await?;
+        }
+        bench.put(&neighbour, &Bytes::from_static(b"x")).await?;
+    }
+    let listed = history(&*bench.source, &key).await?;
+    let told: Vec<_> = listed.iter().map(|version| (version.marker, version.entry.size)).collect();
+    hold!(told == [(false, Some(3)), (false, Some(5)), (true, None), (false, Some(3))], "the oldest first: {told:?}");
+    for (version, body) in listed.iter().zip(["one", "three", "", "two"]).filter(|(version, _)| !version.marker) {
+        let options = ReadOptions { version: version.entry.version.clone(), ..ReadOptions::default() };
+        let (found, _, entry) = bench.get(&key, &options).await?;
+        hold!(entry.etag == version.entry.etag, "{version:?} was read as {entry:?}");
+        let head = bench.source.head(&key, version.entry.version.as_ref()).await?;
+        hold!(head.entry.size == version.entry.size, "{version:?} was looked at as {:?}", head.entry);
+        let body = Bytes::from_static(body.as_bytes());
+        hold!(found == body, "version {:?} is {found:?}, not {body:?}", version.entry.version);
+    }
+    // Page by page, and behind a key.
+    let mut request = ListRequest { prefix: bench.key("").as_str().to_owned(), max: Some(3), ..ListRequest::default() };
+    let mut keys = Vec::new();
+    loop {
+        let page = bench.source.versions(&request).await?;
+        hold!(page.versions.len() <= 3, "a page of {} for 3", page.versions.len());
+        keys.extend(page.versions.into_iter().map(|version| version.entry.key));
+        let Some(token) = page.next else { break };
+        request.from = ListFrom::Token(token);
+    }
+    let expected = [&key, &neighbour].into_iter().flat_map(|key| vec![key.clone(); 4]).collect::<Vec<_>>();
+    hold!(keys == expected, "in pages: {keys:?}");
+    let behind = ListRequest { from: ListFrom::After(key), max: None, ..request };
+    let behind = bench.source.versions(&behind).await?.versions;
+    hold!(behind.iter().all(|version| version.entry.key == neighbour) && behind.len() == 4, "behind the first key: {behind:?}");
+    Ok(Verdict::Held)
+}
+
 /// run finds nothing to do.
 pub async fn a_task_arrives_whole_and_does_nothing_twice(bench: &StoreBench) -> Checked {
     let mut objects = Vec::new();

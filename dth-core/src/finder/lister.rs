@@ -1,11 +1,12 @@
 //! One side's entries in byte order, a page ahead.
 
-use super::spool::{Sorted, Sorter};
+use super::spool::{Found, Sorted, Sorter};
 use crate::{
     env::SharedEnv,
     error::{Error, ErrorKind, Op, Result},
-    index::{Index, ListFrom, ListOrder, ListPage, ListRequest},
-    object::{Entry, ObjectKey},
+    index::{Index, ListFrom, ListOrder, ListRequest},
+    key_map::KeyMap,
+    object::ObjectKey,
     retry::RetryPolicy,
 };
 use std::{collections::VecDeque, sync::Arc};
@@ -14,19 +15,32 @@ use tokio::task::JoinSet;
 /// Entries of a page that comes from the disk.
 const SORTED_PAGE: usize = 1000;
 
-/// What a fetch brings: a page, what is left of a listing that was sorted on disk, and the requests that it took.
-type Fetched = Result<(ListPage, Option<Sorted>, u64)>;
+/// What a fetch brings.
+struct Fetched {
+    page: Vec<Found>,
+    next: Next,
+    /// What it took.
+    requests: u64,
+}
 
-/// An ordered stream of entries. Fetches the next page while this one is worked on; memory for two pages.
+/// How a listing goes on.
+enum Next {
+    Token(String),
+    /// What is left of a listing that was sorted on disk.
+    Sorted(Sorted),
+    End,
+}
+
+/// A stream of entries in the order of both sides. Fetches the next page while this one is worked on; memory for two pages.
 #[derive(Debug)]
 pub(super) struct Lister {
     index: Arc<dyn Index>,
     env: SharedEnv,
     retry: RetryPolicy,
     prefix: String,
-    page: VecDeque<Entry>,
+    page: VecDeque<Found>,
     /// The page under way; dropping the lister stops it.
-    fetch: JoinSet<Fetched>,
+    fetch: JoinSet<Result<Fetched>>,
     last: Option<ObjectKey>,
     /// The listing began before `last`: what is not behind it is passed over.
     passing: bool,
@@ -35,9 +49,17 @@ pub(super) struct Lister {
 }
 
 impl Lister {
-    pub(super) fn new(index: Arc<dyn Index>, env: SharedEnv, retry: RetryPolicy, prefix: String, after: Option<ObjectKey>) -> Self {
+    /// Behind a place, by a map whose order is that of both sides.
+    pub(super) fn new(
+        index: Arc<dyn Index>,
+        env: SharedEnv,
+        retry: RetryPolicy,
+        prefix: String,
+        after: Option<ObjectKey>,
+        keys: &KeyMap,
+    ) -> Self {
         let capability = index.index_capability();
-        let ordered = capability.order == ListOrder::Bytes;
+        let ordered = capability.order == ListOrder::Bytes && keys.is_ordered();
         let seeks = ordered && capability.start_after;
         let from = after.clone().filter(|_| seeks).map_or(ListFrom::Beginning, ListFrom::After);
         let passing = after.is_some() && !seeks;
@@ -46,7 +68,7 @@ impl Lister {
         if ordered {
             lister.fetch(from);
         } else {
-            lister.fetch_all();
+            lister.fetch_all(keys.clone());
         }
         lister
     }
@@ -54,15 +76,19 @@ impl Lister {
     fn fetch(&mut self, from: ListFrom) {
         let (index, env, retry) = (Arc::clone(&self.index), Arc::clone(&self.env), self.retry);
         let request = ListRequest { prefix: self.prefix.clone(), from, max: None };
-        self.fetch.spawn(async move { Ok((retry.run(&*env, || index.list(&request)).await?, None, 1)) });
+        self.fetch.spawn(async move {
+            let page = retry.run(&*env, || index.list(&request)).await?;
+            let next = page.next.map_or(Next::End, Next::Token);
+            Ok(Fetched { page: page.entries.into_iter().map(Found::in_order).collect(), next, requests: 1 })
+        });
     }
 
     /// F8: a listing in another order is brought into ours, on disk.
-    fn fetch_all(&mut self) {
+    fn fetch_all(&mut self, keys: KeyMap) {
         let (index, env, retry) = (Arc::clone(&self.index), Arc::clone(&self.env), self.retry);
         let mut request = ListRequest { prefix: self.prefix.clone(), ..ListRequest::default() };
         self.fetch.spawn(async move {
-            let mut sorter = Sorter::new();
+            let mut sorter = Sorter::by(keys);
             let mut requests = 0;
             loop {
                 let page = retry.run(&*env, || index.list(&request)).await?;
@@ -78,43 +104,43 @@ impl Lister {
     }
 
     /// The next entry, left in place.
-    pub(super) async fn peek(&mut self) -> Result<Option<&Entry>> {
+    pub(super) async fn peek(&mut self) -> Result<Option<&Found>> {
         while self.page.is_empty() && !self.ended {
-            let (page, sorted, requests) = match self.fetch.join_next().await {
+            let Fetched { page, next, requests } = match self.fetch.join_next().await {
                 Some(Ok(fetched)) => fetched?,
                 Some(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
                 Some(Err(_)) | None => return Err(Error::new(ErrorKind::Internal, Op::List, self.index.name())),
             };
             self.pages += requests;
-            match (sorted, page.next) {
-                (Some(sorted), _) => {
+            match next {
+                Next::Sorted(sorted) => {
                     self.fetch.spawn(sorted_page(sorted, 0));
                 }
-                (None, Some(token)) => self.fetch(ListFrom::Token(token)),
-                (None, None) => self.ended = true,
+                Next::Token(token) => self.fetch(ListFrom::Token(token)),
+                Next::End => self.ended = true,
             }
-            self.page.reserve(page.entries.len());
-            for entry in page.entries {
-                if self.last.as_ref().is_some_and(|last| entry.key <= *last) {
+            self.page.reserve(page.len());
+            for found in page {
+                if self.last.as_ref().is_some_and(|last| found.place <= *last) {
                     if self.passing {
                         continue;
                     }
                     return Err(Error::new(ErrorKind::Invalid, Op::List, self.index.name()).with_source(format!(
                         "the listing is not in byte order: `{}` came after `{}`; set `unordered_listing` for this store",
-                        entry.key,
+                        found.place,
                         self.last.as_ref().map(ToString::to_string).unwrap_or_default()
                     )));
                 }
                 self.passing = false;
-                self.last = Some(entry.key.clone());
-                self.page.push_back(entry);
+                self.last = Some(found.place.clone());
+                self.page.push_back(found);
             }
         }
         Ok(self.page.front())
     }
 
     /// Takes the entry that was peeked at.
-    pub(super) fn take(&mut self) -> Option<Entry> {
+    pub(super) fn take(&mut self) -> Option<Found> {
         self.page.pop_front()
     }
 
@@ -136,8 +162,8 @@ async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 
     }
 }
 
-async fn sorted_page(mut sorted: Sorted, requests: u64) -> Fetched {
-    let (entries, sorted) = on_thread(move || Ok((sorted.page(SORTED_PAGE)?, sorted))).await?;
-    let more = !entries.is_empty();
-    Ok((ListPage { entries, next: None }, more.then_some(sorted), requests))
+async fn sorted_page(mut sorted: Sorted, requests: u64) -> Result<Fetched> {
+    let (page, sorted) = on_thread(move || Ok((sorted.page(SORTED_PAGE)?, sorted))).await?;
+    let next = if page.is_empty() { Next::End } else { Next::Sorted(sorted) };
+    Ok(Fetched { page, next, requests })
 }

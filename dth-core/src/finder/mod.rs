@@ -26,7 +26,9 @@ use crate::{
     proof::{Branch, Bug, reached, wrong},
     queue::{Message, Queue},
     retry::RetryPolicy,
+    source::Restore,
     state::{Advance, OutboxPack, PackId, Run, RunId, RunState, Shard, StateStore},
+    versions::{Histories, Versions, must_keep_versions},
 };
 use serde::{Deserialize, Serialize};
 pub(crate) use spool::Sorter;
@@ -74,6 +76,10 @@ pub struct FinderSettings {
     pub delete_extra: bool,
     /// When more would be deleted, nothing is.
     pub max_delete: u64,
+    /// Which versions are copied.
+    pub versions: Versions,
+    /// Ask the store to restore archived objects, which a later run (or the event of their return) copies, instead of leaving them.
+    pub restore: Option<Restore>,
     /// Key ranges listed at once.
     pub shards: usize,
     /// Pages after which a range may be cut in two.
@@ -99,6 +105,8 @@ impl Default for FinderSettings {
             filter: FilterSettings::default(),
             delete_extra: false,
             max_delete: 1000,
+            versions: Versions::default(),
+            restore: None,
             shards: 8,
             split_after_pages: 8,
             pack_bytes: 60 << 10,
@@ -106,6 +114,46 @@ impl Default for FinderSettings {
             max_ready: 10_000,
             retry: RetryPolicy { tries: 8, ..RetryPolicy::default() },
         }
+    }
+}
+
+impl FinderSettings {
+    /// The same for a task with such keys. `Invalid` when some of it does not go together.
+    pub(crate) fn of_task(mut self, keys: &KeyMap) -> Result<Self> {
+        let invalid = |text: &str, why: &str| Err(Error::new(ErrorKind::Invalid, Op::Configure, text).with_source(why));
+        match &self.prefixes {
+            Some(_) if !self.prefix.is_empty() => {
+                return invalid(&format!("finder.prefix = {}", self.prefix), "a list of prefixes replaces it: leave one out");
+            }
+            Some(prefixes) => {
+                if let Some(outside) = prefixes.outside(keys.strip())? {
+                    let why = format!("the prefix `{outside}` of the list does not begin so");
+                    return invalid(&format!("keys.strip = {}", keys.strip()), &why);
+                }
+            }
+            None => self.prefix = keys.task_prefix(&self.prefix)?,
+        }
+        if self.delete_extra && !keys.is_ordered() {
+            let why = "with keys.pattern nobody knows which source key a destination key is of: leave one of them out";
+            return invalid("finder.delete_extra", why);
+        }
+        if self.versions == Versions::All {
+            let why = match () {
+                () if self.delete_extra => "with delete_extra: what only the destination has keeps its versions",
+                () if self.overwrite != Overwrite::Always => {
+                    "with finder.overwrite: versions are put behind what is there, and replace nothing"
+                }
+                () if !matches!(self.compare, CompareBy::Record | CompareBy::Etag | CompareBy::Always) => {
+                    "with finder.compare: histories are compared by `record`, `etag` or `always`"
+                }
+                () if Filter::new(self.filter.clone())?.asks_for_more_than_keys() => {
+                    "with sizes or times in finder.filter: an object has many"
+                }
+                () => return Ok(self),
+            };
+            return invalid("finder.versions = all", &format!("does not go {why}"));
+        }
+        Ok(self)
     }
 }
 
@@ -169,18 +217,20 @@ impl FinderBuilder {
             let text = format!("finder.pack_bytes = {}", self.settings.pack_bytes);
             return Err(Error::new(ErrorKind::Invalid, Op::Configure, text).with_source(format!("the queue takes at most {most} bytes")));
         }
+        let settings = self.settings.of_task(&self.keys)?;
         let (mut source, mut sink) = (self.source, self.sink);
-        if let Some(prefixes) = &self.settings.prefixes {
-            if !self.settings.prefix.is_empty() {
-                let text = format!("finder.prefix = {}", self.settings.prefix);
-                return Err(
-                    Error::new(ErrorKind::Invalid, Op::Configure, text).with_source("a list of prefixes replaces it: leave one out")
-                );
-            }
-            source = Arc::new(Within::new(source, prefixes.clone(), KeyMap::default()));
-            sink = Arc::new(Within::new(sink, prefixes.clone(), self.keys.clone()));
+        if settings.versions == Versions::All {
+            source = Arc::new(Histories::of_source(source));
+            sink = Arc::new(Histories::of_destination(sink));
         }
-        let compare = self.settings.compare.strategy(source.index_capability().etag, sink.index_capability().etag);
+        if let Some(prefixes) = &settings.prefixes {
+            source = Arc::new(Within::new(source, prefixes.clone(), KeyMap::default()));
+            // What a pattern makes of a prefix, nobody knows.
+            if self.keys.is_ordered() {
+                sink = Arc::new(Within::new(sink, prefixes.clone(), self.keys.clone()));
+            }
+        }
+        let compare = settings.compare.strategy(source.index_capability().etag, sink.index_capability().etag);
         Ok(Finder {
             inner: Arc::new(Inner {
                 source,
@@ -189,7 +239,7 @@ impl FinderBuilder {
                 state: self.state,
                 keys: self.keys,
                 env: self.env,
-                settings: self.settings,
+                settings,
                 events: self.events,
                 spool: self.spool,
                 alarms: self.alarms,
@@ -261,8 +311,11 @@ impl Finder {
     }
 
     /// Begins a run; [`resume`](Self::resume) does its work.
+    ///
+    /// `Invalid` when all versions are to be copied and the destination keeps none.
     pub async fn start(&self) -> Result<RunId> {
         let inner = &self.inner;
+        inner.check_versions().await?;
         let now = inner.env.now();
         let id = RunId::fresh(&*inner.env);
         let run = Run::new(id.clone(), now);
@@ -307,6 +360,7 @@ impl Finder {
 
     /// Lists both sides and tells what a run would do, without doing it.
     pub async fn plan(&self, single_max: u64, part_size: u64, prices: &Prices) -> Result<Plan> {
+        self.inner.check_versions().await?;
         let plan = Arc::new(Mutex::new(Plan::default()));
         let output = Output::Plan { plan: Arc::clone(&plan), single_max, part_size };
         self.inner.all_shards(vec![Shard::all()], output).await?;
@@ -319,6 +373,13 @@ impl Finder {
 }
 
 impl Inner {
+    async fn check_versions(&self) -> Result<()> {
+        if self.settings.versions == Versions::Current {
+            return Ok(());
+        }
+        self.settings.retry.run(&*self.env, || must_keep_versions(&*self.sink)).await
+    }
+
     async fn find_rest(self: &Arc<Self>, id: &RunId) -> Result<()> {
         let retry = self.settings.retry;
         let run = retry.run(&*self.env, || self.state.run(id)).await?;
@@ -461,7 +522,7 @@ impl Inner {
             let capability = index.index_capability();
             capability.order == ListOrder::Bytes && capability.start_after
         };
-        ordered(&*self.source) && ordered(&*self.sink)
+        self.keys.is_ordered() && ordered(&*self.source) && ordered(&*self.sink)
     }
 }
 

@@ -1,16 +1,22 @@
 //! One key range: merge the two listings, decide, pack, record.
 
-use super::{Inner, Output, Overwrite, Shared, UnknownPolicy, lister::Lister};
+use super::{
+    Inner, Output, Overwrite, Shared, UnknownPolicy,
+    lister::Lister,
+    spool::{self, Found},
+};
 use crate::{
     error::Result,
     events::Event,
     index::{Index, ListFrom, ListRequest},
     job::{Action, Job, Pack, Packer, Seen},
+    key_map::KeyMap,
     manifest::Line,
     object::{Entry, ObjectKey},
     plan::compare::Verdict,
     proof::{Branch, Bug, reached, wrong},
     state::{Advance, FinderTotals, OutboxPack, PackId, Record, Shard, SkipReason, Status, Tally},
+    versions::is_archived,
 };
 use std::{
     cmp::Ordering,
@@ -63,14 +69,16 @@ impl Inner {
         if shard.position.is_some() {
             reached(Branch::ShardResumed);
         }
-        let lister = |index, prefix: String, after| Lister::new(index, Arc::clone(&self.env), self.settings.retry, prefix, after);
+        let lister = |index, prefix: String, after, keys: &KeyMap| {
+            Lister::new(index, Arc::clone(&self.env), self.settings.retry, prefix, after, keys)
+        };
         let prefix = &self.settings.prefix;
-        let mut source = lister(Arc::clone(&self.source), prefix.clone(), from.clone());
-        let after = from.map(|key| self.keys.to_destination(&key));
+        let mut source = lister(Arc::clone(&self.source), prefix.clone(), from.clone(), &self.keys);
+        let after = from.map(|place| if self.keys.is_ordered() { self.keys.to_destination(&place) } else { spool::at(&place) });
         let s = &self.settings;
         // A listing of what else is there is worth nothing but for deletions.
         let looks = self.sink.index_capability().looked_up && !s.delete_extra;
-        let mut sink = (!looks).then(|| lister(Arc::clone(&self.sink), self.keys.destination_prefix(prefix), after));
+        let mut sink = (!looks).then(|| lister(Arc::clone(&self.sink), self.keys.destination_prefix(prefix), after, &KeyMap::default()));
         let packer = || Packer::new(s.pack_bytes, s.pack_jobs);
         let mut walk = Walk {
             shard,
@@ -91,13 +99,13 @@ impl Inner {
             end: None,
         };
         loop {
-            let ours = source.peek().await?.filter(|e| within(&e.key, walk.shard.until.as_ref())).map(|e| e.key.clone());
+            let ours = source.peek().await?.filter(|f| within(&f.place, walk.shard.until.as_ref())).map(|f| f.at.clone());
             let theirs = match (&ours, s.delete_extra, &mut sink) {
                 // Without deletions nobody needs to know what else the destination holds.
                 (None, false, _) | (_, _, None) => None,
                 (_, _, Some(sink)) => self.peek_sink(sink, walk.shard.until.as_ref()).await?,
             };
-            let mut take_there = || sink.as_mut().and_then(Lister::take);
+            let mut take_there = || sink.as_mut().and_then(Lister::take).map(|found| found.entry);
             let position = match (&ours, &theirs) {
                 (None, None) => break,
                 (Some(key), Some(there)) => match key.cmp(there) {
@@ -133,32 +141,33 @@ impl Inner {
         self.mark_sent(&mut walk, &shared).await
     }
 
+    /// What the next entry of the destination is compared by.
     async fn peek_sink(&self, sink: &mut Lister, until: Option<&ObjectKey>) -> Result<Option<ObjectKey>> {
-        // The listing is restricted to the mapped prefix, so that every key maps back.
-        Ok(sink.peek().await?.and_then(|e| self.keys.to_source(&e.key)).filter(|key| within(key, until)))
+        let there = sink.peek().await?.map(|found| &found.entry.key);
+        // The listing is restricted to the mapped prefix, so that every key of a map that can be undone maps back.
+        let at = there.and_then(|key| if self.keys.is_ordered() { self.keys.to_source(key) } else { Some(key.clone()) });
+        Ok(at.filter(|key| within(key, until)))
     }
 
-    fn only_source(&self, walk: &mut Walk, entry: Option<Entry>, shared: &Shared) -> Option<ObjectKey> {
-        let entry = entry?;
-        let key = entry.key.clone();
+    fn only_source(&self, walk: &mut Walk, found: Option<Found>, shared: &Shared) -> Option<ObjectKey> {
+        let Found { place, entry, collides, .. } = found?;
         walk.totals.listed += tally(&entry);
-        match self.skip(&entry) {
+        match self.skip(&entry, collides) {
             Some(reason) => walk.skip(reason, &entry),
             None => self.queue(walk, &entry, Seen::Absent, Action::Copy, shared),
         }
-        Some(key)
+        Some(place)
     }
 
-    fn both(&self, walk: &mut Walk, entry: Option<Entry>, there: Option<Entry>, shared: &Shared) -> Option<ObjectKey> {
-        let (entry, there) = (entry?, there?);
-        let key = entry.key.clone();
+    fn both(&self, walk: &mut Walk, found: Option<Found>, there: Option<Entry>, shared: &Shared) -> Option<ObjectKey> {
+        let (Found { place, entry, collides, .. }, there) = (found?, there?);
         walk.totals.listed += tally(&entry);
-        match self.skip(&entry) {
+        match self.skip(&entry, collides) {
             Some(reason) => walk.skip(reason, &entry),
             None if entry.etag.is_none() || there.etag.is_none() => walk.unseen.push((entry, There::Listed(there))),
             None => self.judge(walk, entry, there, shared),
         }
-        Some(key)
+        Some(place)
     }
 
     fn judge(&self, walk: &mut Walk, entry: Entry, there: Entry, shared: &Shared) {
@@ -171,15 +180,14 @@ impl Inner {
     }
 
     /// Of a destination that is not listed.
-    fn unseen(&self, walk: &mut Walk, entry: Option<Entry>) -> Option<ObjectKey> {
-        let entry = entry?;
-        let key = entry.key.clone();
+    fn unseen(&self, walk: &mut Walk, found: Option<Found>) -> Option<ObjectKey> {
+        let Found { place, entry, collides, .. } = found?;
         walk.totals.listed += tally(&entry);
-        match self.skip(&entry) {
+        match self.skip(&entry, collides) {
             Some(reason) => walk.skip(reason, &entry),
             None => walk.unseen.push((entry, There::Unseen)),
         }
-        Some(key)
+        Some(place)
     }
 
     /// Looks at many keys, some at a time: what was found is not asked for again because another answer was lost.
@@ -249,7 +257,7 @@ impl Inner {
                 self.extra(walk, key, &entry);
             }
         }
-        Some(key.clone())
+        Some(if self.keys.is_ordered() { key.clone() } else { spool::place(key, "") })
     }
 
     fn extra(&self, walk: &mut Walk, key: &ObjectKey, there: &Entry) {
@@ -266,16 +274,19 @@ impl Inner {
         }
     }
 
-    fn skip(&self, entry: &Entry) -> Option<SkipReason> {
+    fn skip(&self, entry: &Entry, collides: bool) -> Option<SkipReason> {
         if !self.filter.takes(entry) {
             return Some(SkipReason::Filtered);
+        }
+        if collides {
+            tracing::warn!(key = %entry.key, destination = %self.keys.to_destination(&entry.key), "several keys would become this one: skipped");
+            return Some(SkipReason::Collision);
         }
         if !self.sink.carries(&self.keys.to_destination(&entry.key)) {
             return Some(SkipReason::Unrepresentable);
         }
-        let classes = self.source.index_capability().archived;
-        let archived = entry.storage_class.as_deref().is_some_and(|of| classes.iter().any(|class| class.eq_ignore_ascii_case(of)));
-        archived.then_some(SkipReason::Archived)
+        let archived = is_archived(entry, self.source.index_capability().archived);
+        (archived && self.settings.restore.is_none()).then_some(SkipReason::Archived)
     }
 
     fn unchanged(&self, walk: &mut Walk, entry: &Entry, there: &Entry) {

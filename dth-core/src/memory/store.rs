@@ -9,6 +9,7 @@ use crate::{
     object::{Attributes, ETag, Entry, EtagKind, ObjectInfo, ObjectKey, Tags, VersionId},
     sink::{Body, Condition, Conditions, MultipartLimits, OpenUpload, Part, Placed, PutOptions, Sink, SinkCapability, UploadId, Written},
     source::{CopyOrigin, Family, Read, ReadOptions, ReadRange, Source, SourceCapability},
+    versions::{Version, VersionsPage},
 };
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -53,6 +54,8 @@ pub struct MemoryStoreSettings {
     pub children: Option<TellChildren>,
     /// Whether its listings tell nothing but keys, so that, as a destination, it is rather asked for those of the source.
     pub looked_up: bool,
+    /// Whether it keeps versions and delete markers.
+    pub versions: bool,
     /// Whether a child without children whose bytes lie under another key is linked from there ([`Sink::place`]).
     pub links: bool,
 }
@@ -73,6 +76,7 @@ impl Default for MemoryStoreSettings {
             chunk: 64 << 10,
             children: None,
             looked_up: false,
+            versions: false,
             links: false,
         }
     }
@@ -92,6 +96,15 @@ pub struct StoredObject {
     /// Sizes of its parts, when it came of a multipart upload.
     pub parts: Vec<u64>,
     modified: Timestamp,
+    version: Option<VersionId>,
+}
+
+/// What a key held once.
+#[derive(Debug)]
+struct Past {
+    id: VersionId,
+    /// `None` of a delete marker.
+    object: Option<Arc<StoredObject>>,
 }
 
 #[derive(Debug)]
@@ -105,6 +118,8 @@ struct Upload {
 #[derive(Debug, Default)]
 struct State {
     objects: BTreeMap<ObjectKey, Arc<StoredObject>>,
+    /// The oldest first, the current one included; nothing where no versions are kept.
+    past: BTreeMap<ObjectKey, Vec<Past>>,
     uploads: BTreeMap<UploadId, Upload>,
     last: u64,
     watcher: Option<Watcher>,
@@ -154,7 +169,7 @@ impl MemoryStore {
     fn origin(&self, origin: &CopyOrigin, source: &ETag, op: Op) -> Result<Arc<StoredObject>> {
         let fail = |kind| Error::new(kind, op, origin.key.to_string());
         let neighbour = self.neighbour.as_ref().filter(|_| self.settings.max_copy > 0).ok_or_else(|| fail(ErrorKind::Denied))?;
-        let object = neighbour.get(&origin.key).ok_or_else(|| fail(ErrorKind::NotFound))?;
+        let object = neighbour.stored(&origin.key, origin.version.as_ref(), op)?;
         if object.etag == *source { Ok(object) } else { Err(fail(ErrorKind::Precondition)) }
     }
 
@@ -193,7 +208,37 @@ impl MemoryStore {
 
     /// Removes an object.
     pub fn remove(&self, key: &ObjectKey) -> bool {
-        self.lock().objects.remove(key).is_some()
+        self.take_away(&mut self.lock(), key).is_some()
+    }
+
+    /// All that a key held, the oldest first; `None` stands for a delete marker. Nothing where no versions are kept.
+    pub fn past(&self, key: &ObjectKey) -> Vec<Option<Arc<StoredObject>>> {
+        self.lock().past.get(key).into_iter().flatten().map(|past| past.object.clone()).collect()
+    }
+
+    /// Forgets a version that is not the current one, as a rule of the store's life cycle does.
+    pub fn forget_version(&self, key: &ObjectKey, at: usize) {
+        if let Some(past) = self.lock().past.get_mut(key).filter(|past| at + 1 < past.len()) {
+            past.remove(at);
+        }
+    }
+
+    fn take_away(&self, state: &mut State, key: &ObjectKey) -> Option<Arc<StoredObject>> {
+        if self.settings.versions {
+            state.last += 1;
+            let id = VersionId::new(format!("{:08}", state.last));
+            state.past.entry(key.clone()).or_default().push(Past { id, object: None });
+        }
+        state.objects.remove(key)
+    }
+
+    /// The object, or that version of it.
+    fn stored(&self, key: &ObjectKey, version: Option<&VersionId>, op: Op) -> Result<Arc<StoredObject>> {
+        let object = match version {
+            None => self.get(key),
+            Some(id) => self.lock().past.get(key).into_iter().flatten().find(|past| past.id == *id).and_then(|past| past.object.clone()),
+        };
+        object.ok_or_else(|| Error::new(ErrorKind::NotFound, op, self.target(key)))
     }
 
     /// An object as it is.
@@ -245,11 +290,16 @@ impl MemoryStore {
             tags: options.tags.clone(),
             parts,
             modified: Timestamp::from_millisecond(1_700_000_000_000 + state.last as i64).unwrap_or(Timestamp::MAX),
+            version: self.settings.versions.then(|| VersionId::new(format!("{:08}", state.last))),
         };
         if let Some(watcher) = &state.watcher {
             (watcher.0)(key, Change::Published(&object));
         }
-        state.objects.insert(key.clone(), Arc::new(object));
+        let object = Arc::new(object);
+        if let Some(id) = object.version.clone() {
+            state.past.entry(key.clone()).or_default().push(Past { id, object: Some(Arc::clone(&object)) });
+        }
+        state.objects.insert(key.clone(), object);
         etag
     }
 
@@ -298,7 +348,8 @@ impl MemoryStore {
 }
 
 fn entry(key: &ObjectKey, object: &StoredObject) -> Entry {
-    Entry { modified: Some(object.modified), ..Entry::new(key.clone(), object.body.len() as u64, Some(object.etag.clone())) }
+    let (modified, version) = (Some(object.modified), object.version.clone());
+    Entry { modified, version, ..Entry::new(key.clone(), object.body.len() as u64, Some(object.etag.clone())) }
 }
 
 fn digest(bytes: &Bytes) -> ETag {
@@ -368,9 +419,49 @@ impl Index for MemoryStore {
         Ok(ListPage { entries, next })
     }
 
-    async fn head(&self, key: &ObjectKey, _: Option<&VersionId>) -> Result<ObjectInfo> {
-        let object = self.get(key).ok_or_else(|| Error::new(ErrorKind::NotFound, Op::Head, self.target(key)))?;
+    async fn head(&self, key: &ObjectKey, version: Option<&VersionId>) -> Result<ObjectInfo> {
+        let object = self.stored(key, version, Op::Head)?;
         Ok(self.info(key, &object))
+    }
+
+    async fn versions(&self, request: &ListRequest) -> Result<VersionsPage> {
+        if !self.settings.versions {
+            return Err(Error::new(ErrorKind::Unsupported, Op::List, self.name()));
+        }
+        let state = self.lock();
+        let (after, behind) = match &request.from {
+            ListFrom::Beginning => (String::new(), None),
+            // Behind all of its versions.
+            ListFrom::After(key) => (key.as_str().to_owned(), Some(String::new())),
+            ListFrom::Token(token) => {
+                let (id, key) = token.split_once(' ').unwrap_or_default();
+                (key.to_owned(), Some(id.to_owned()))
+            }
+        };
+        let max = request.max.unwrap_or(self.settings.page).min(self.settings.page) as usize;
+        let mut versions: Vec<Version> = Vec::new();
+        for (key, past) in state.past.range(ObjectKey::new(after.as_str())..).filter(|(key, _)| key.as_str().starts_with(&request.prefix)) {
+            for Past { id, object } in past.iter().rev() {
+                if *key.as_str() == *after && behind.as_ref().is_some_and(|behind| id.as_str() >= behind.as_str() || behind.is_empty()) {
+                    continue;
+                }
+                let entry =
+                    object.as_ref().map_or_else(|| Entry { size: None, ..Entry::new(key.clone(), 0, None) }, |object| entry(key, object));
+                versions.push(Version { entry: Entry { version: Some(id.clone()), ..entry }, marker: object.is_none() });
+            }
+            if versions.len() > max {
+                break;
+            }
+        }
+        let more = versions.len() > max;
+        versions.truncate(max);
+        let last = versions.last().filter(|_| more).map(|v| &v.entry);
+        let next = last.map(|e| format!("{} {}", e.version.as_ref().map_or("", VersionId::as_str), e.key.as_str()));
+        Ok(VersionsPage { versions, next })
+    }
+
+    async fn keeps_versions(&self) -> Result<bool> {
+        Ok(self.settings.versions)
     }
 }
 
@@ -389,7 +480,7 @@ impl Source for MemoryStore {
     }
 
     async fn read(&self, key: &ObjectKey, options: &ReadOptions) -> Result<Read> {
-        let object = self.get(key).ok_or_else(|| Error::new(ErrorKind::NotFound, Op::Read, self.target(key)))?;
+        let object = self.stored(key, options.version.as_ref(), Op::Read)?;
         if self.settings.read_conditions && options.if_match.as_ref().is_some_and(|etag| *etag != object.etag) {
             return Err(Error::new(ErrorKind::Precondition, Op::Read, self.target(key)));
         }
@@ -417,17 +508,17 @@ impl Source for MemoryStore {
         Ok(Family { entry: entry(&of.key, &parent), children })
     }
 
-    async fn tags(&self, key: &ObjectKey, _: Option<&VersionId>) -> Result<Tags> {
-        let object = self.get(key).ok_or_else(|| Error::new(ErrorKind::NotFound, Op::Tags, self.target(key)))?;
+    async fn tags(&self, key: &ObjectKey, version: Option<&VersionId>) -> Result<Tags> {
+        let object = self.stored(key, version, Op::Tags)?;
         Ok(object.tags.clone())
     }
 
-    fn copy_origin(&self, key: &ObjectKey, _: Option<&VersionId>) -> Option<CopyOrigin> {
+    fn copy_origin(&self, key: &ObjectKey, version: Option<&VersionId>) -> Option<CopyOrigin> {
         Some(CopyOrigin {
             endpoint: "memory".into(),
             container: self.settings.name.clone(),
             key: key.clone(),
-            version: None,
+            version: version.cloned(),
             identity: String::new(),
         })
     }
@@ -484,7 +575,7 @@ impl Sink for MemoryStore {
     async fn delete(&self, key: &ObjectKey, condition: &Condition) -> Result<()> {
         let mut state = self.lock();
         self.check(&state, key, condition, Op::Delete)?;
-        if let (Some(removed), Some(watcher)) = (state.objects.remove(key), &state.watcher) {
+        if let (Some(removed), Some(watcher)) = (self.take_away(&mut state, key), &state.watcher) {
             (watcher.0)(key, Change::Removed(&removed));
         }
         Ok(())

@@ -6,6 +6,7 @@ use crate::{
     index::{Index, IndexCapability, ListFrom, ListOrder, ListPage, ListRequest},
     key_map::KeyMap,
     object::{Entry, ObjectInfo, ObjectKey, VersionId},
+    versions::VersionsPage,
 };
 use async_trait::async_trait;
 use std::sync::Arc;
@@ -189,6 +190,14 @@ impl Index for Within {
 
     async fn head(&self, key: &ObjectKey, version: Option<&VersionId>) -> Result<ObjectInfo> {
         self.index.head(key, version).await
+    }
+
+    async fn versions(&self, request: &ListRequest) -> Result<VersionsPage> {
+        self.index.versions(request).await
+    }
+
+    async fn keeps_versions(&self) -> Result<bool> {
+        self.index.keeps_versions().await
     }
 
     async fn find(&self, keys: &[ObjectKey]) -> Result<Vec<Option<Entry>>> {

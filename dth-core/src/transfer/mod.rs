@@ -6,6 +6,7 @@
 mod check;
 mod children;
 mod giant;
+mod history;
 mod journal;
 mod multipart;
 mod publish;
@@ -21,8 +22,9 @@ use crate::{
     attribute::Attribute,
     checksum::Algorithm,
     env::SharedEnv,
-    error::{Error, ErrorKind, Op, Result},
+    error::{Error, ErrorKind, Op, Result, Retry},
     filter::Filter,
+    finder::FinderSettings,
     index::ListRequest,
     job::{Action, Job, JobParts, Overwrite, Seen},
     key_map::KeyMap,
@@ -31,11 +33,13 @@ use crate::{
     proof::{Branch, Bug, reached, wrong},
     retry::RetryPolicy,
     sink::{Condition, PutOptions, Sink, UploadId},
-    source::{Read, ReadOptions, ReadRange, Source},
+    source::{Read, ReadOptions, ReadRange, Restore, Source},
     state::{Failure, Outcome, Record, SkipReason, SourceVersion, Status, Verified},
+    versions::Versions,
 };
 use serde::{Deserialize, Serialize};
 use std::{fmt, sync::Arc};
+use tokio::sync::OnceCell;
 
 /// How objects are moved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,6 +111,12 @@ pub struct Transfer {
     source_requests: Option<RateLimit>,
     sink_requests: Option<RateLimit>,
     flights: Flights,
+    versions: Versions,
+    restore: Option<Restore>,
+    /// What stands at the destination is left there, and something put behind it, be it the same.
+    appends: bool,
+    /// That the sink keeps versions, once it has said so.
+    keeps_versions: Arc<OnceCell<()>>,
 }
 
 impl fmt::Debug for Transfer {
@@ -170,7 +180,18 @@ impl Transfer {
             env,
             settings: Arc::new(settings),
             flights: Flights::default(),
+            versions: Versions::default(),
+            restore: None,
+            appends: false,
+            keeps_versions: Arc::default(),
         }
+    }
+
+    /// Takes from the task's finder which versions are moved, and whether archived objects are restored.
+    pub fn with_selection(mut self, finder: &FinderSettings) -> Self {
+        self.versions = finder.versions;
+        self.restore.clone_from(&finder.restore);
+        self
     }
 
     /// The settings.
@@ -224,6 +245,9 @@ impl Transfer {
         let key = self.keys.to_destination(&job.key);
         if !self.sink.carries(&key) {
             return Ok(Work::Ended(Box::new(self.skipped(journal, SkipReason::Unrepresentable, job.size.unwrap_or(0)))));
+        }
+        if self.versions == Versions::All {
+            return self.history(job, &key, journal).await;
         }
         match job.action {
             Action::Delete => self.delete(job, &key, journal).await,
@@ -533,6 +557,9 @@ impl Transfer {
         journal: &mut Journal<'_>,
     ) -> Result<Option<Ended>> {
         let Condition::Match(etag) = held else { return Ok(None) };
+        if self.appends {
+            return Ok(None);
+        }
         let kind = self.source.index_capability().etag;
         if !kind.is_comparable_with(self.sink.index_capability().etag) || info.opaque_etag || info.entry.etag.as_ref() != Some(etag) {
             return Ok(None);
@@ -586,7 +613,15 @@ impl Transfer {
             }
             ErrorKind::Archived | ErrorKind::Unrepresentable => {
                 self.drop_upload(job, journal).await?;
-                Ok(self.skipped(journal, skip_reason(error.kind()), job.size.unwrap_or(0)))
+                let reason = match error.kind() {
+                    ErrorKind::Archived => match self.ask_back(&job.key, None).await? {
+                        Some(reason) => reason,
+                        // It came back, or went, just now.
+                        None => return Err(error.with_retry(Retry::Backoff)),
+                    },
+                    _ => SkipReason::Unrepresentable,
+                };
+                Ok(self.skipped(journal, reason, job.size.unwrap_or(0)))
             }
             _ => Err(error),
         }
@@ -822,10 +857,6 @@ fn whole(job: &Job, work: Work) -> Result<Ended> {
 /// Whether an operation is not to be had, whatever the object's state.
 fn is_refusal(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::Denied | ErrorKind::Invalid | ErrorKind::Unsupported)
-}
-
-fn skip_reason(kind: ErrorKind) -> SkipReason {
-    if kind == ErrorKind::Archived { SkipReason::Archived } else { SkipReason::Unrepresentable }
 }
 
 /// Tells the limit how the endpoint answered.

@@ -22,6 +22,7 @@ use crate::{
     source::Source,
     state::{RunId, RunState, StateStore},
     transfer::{Transfer, TransferSettings},
+    versions::Versions,
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -147,7 +148,7 @@ impl WorkerBuilder {
         self
     }
 
-    /// Takes prefix, filter and overwrite policy of the task's finder: they hold for events too. A job of another prefix is a dead
+    /// Takes prefix, filter, versions and overwrite policy of the task's finder: they hold for events too. A job of another prefix is a dead
     /// letter, because no finder of the task sent it.
     pub fn with_selection(mut self, finder: FinderSettings) -> Self {
         self.selection = finder;
@@ -169,8 +170,11 @@ impl WorkerBuilder {
     /// The worker. `Invalid` when a setting is.
     pub fn build(self) -> Result<Worker> {
         self.settings.validate()?;
-        let intake = Intake::new(&self.selection, &self.settings.events)?;
-        let transfer = Transfer::new(self.source, self.sink, self.keys, Arc::clone(&self.env), self.settings.transfer.clone());
+        let selection = self.selection.of_task(&self.keys)?;
+        let intake = Intake::new(&selection, &self.settings.events)?;
+        let transfer = Transfer::new(self.source, self.sink, self.keys, Arc::clone(&self.env), self.settings.transfer.clone())
+            .with_selection(&selection);
+        let versions = selection.versions;
         Ok(Worker {
             inner: Arc::new(Inner {
                 transfer,
@@ -179,6 +183,7 @@ impl WorkerBuilder {
                 env: self.env,
                 settings: self.settings,
                 intake,
+                versions,
                 events: self.events,
                 alarms: self.alarms,
                 cancelled: Mutex::default(),
@@ -201,6 +206,7 @@ struct Inner {
     env: SharedEnv,
     settings: WorkerSettings,
     intake: Intake,
+    versions: Versions,
     events: Events,
     alarms: Alarms,
     /// Whether a run is called off, as of when we asked.

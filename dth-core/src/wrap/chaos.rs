@@ -10,11 +10,12 @@ use crate::{
     queue::{DeadLetter, Delivery, Depth, Message, Queue, QueueCapability, Receipt},
     scope::TaskScope,
     sink::{Body, Condition, OpenUpload, Part, Placed, PutOptions, Sink, SinkCapability, UploadId, Written},
-    source::{CopyOrigin, Family, Read, ReadOptions, Source, SourceCapability},
+    source::{CopyOrigin, Family, Read, ReadOptions, Restore, Restoring, Source, SourceCapability},
     state::{
         Advance, Claim, Committed, Fence, Note, Origin, OutboxPack, PackId, Record, RecordQuery, RecordWrite, Run, RunId, RunState, Shard,
         StateStore,
     },
+    versions::VersionsPage,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -448,6 +449,13 @@ impl<T: Index + ?Sized> Index for Chaos<T> {
         let request = request.clone();
         pass!(self, List, |inner| inner.list(&request))
     }
+    async fn versions(&self, request: &ListRequest) -> Result<VersionsPage> {
+        let request = request.clone();
+        pass!(self, List, |inner| inner.versions(&request))
+    }
+    async fn keeps_versions(&self) -> Result<bool> {
+        self.inner.keeps_versions().await
+    }
     async fn head(&self, key: &ObjectKey, version: Option<&VersionId>) -> Result<ObjectInfo> {
         let (asked, version) = (key.clone(), version.cloned());
         let info = pass!(self, Head, |inner| inner.head(&asked, version.as_ref()));
@@ -505,6 +513,10 @@ impl<T: Source + ?Sized> Source for Chaos<T> {
     async fn children(&self, entry: &Entry) -> Result<Family> {
         let entry = entry.clone();
         pass!(self, Children, |inner| inner.children(&entry))
+    }
+    async fn restore(&self, key: &ObjectKey, version: Option<&VersionId>, restore: &Restore) -> Result<Restoring> {
+        let (key, version, restore) = (key.clone(), version.cloned(), restore.clone());
+        pass!(self, Restore, |inner| inner.restore(&key, version.as_ref(), &restore))
     }
     async fn tags(&self, key: &ObjectKey, version: Option<&VersionId>) -> Result<Tags> {
         let (key, version) = (key.clone(), version.cloned());

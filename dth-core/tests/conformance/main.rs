@@ -17,6 +17,11 @@ fn graph_store(links: bool) -> MemoryStore {
     MemoryStore::new(settings)
 }
 
+/// A store that keeps versions and delete markers.
+fn versioned_store() -> MemoryStore {
+    MemoryStore::new(MemoryStoreSettings { versions: true, ..Default::default() })
+}
+
 mod memory {
     use dth_core::{
         conformance::{GraphBench, QueueBench, StateBench, StoreBench, graph::Lines},
@@ -28,6 +33,15 @@ mod memory {
         use super::*;
         async fn bench() -> StoreBench {
             let store = MemoryStore::default();
+            StoreBench::new(Arc::new(store.clone()), Arc::new(store.clone().beside(&store)))
+        }
+        dth_core::conformance_store!(bench);
+    }
+
+    mod versioned_store {
+        use super::*;
+        async fn bench() -> StoreBench {
+            let store = crate::versioned_store();
             StoreBench::new(Arc::new(store.clone()), Arc::new(store.clone().beside(&store)))
         }
         dth_core::conformance_store!(bench);

@@ -15,6 +15,7 @@ use dth_core::{
         Advance, Claim, Committed, Fence, Note, Origin, OutboxPack, PackId, Record, RecordQuery, RecordWrite, Run, RunId, RunState, Shard,
         StateStore,
     },
+    versions::VersionsPage,
 };
 use futures_util::StreamExt;
 use jiff::Timestamp;
@@ -96,6 +97,16 @@ impl Index for Saboteur<MemoryStore> {
             return Err(Error::new(ErrorKind::Denied, Op::Head, "saboteur"));
         }
         info
+    }
+    async fn versions(&self, request: &ListRequest) -> Result<VersionsPage> {
+        let mut page = self.inner.versions(request).await?;
+        if self.breaks("versions_keep_their_order") {
+            page.versions.sort_by(|a, b| (&a.entry.key, a.entry.modified).cmp(&(&b.entry.key, b.entry.modified)));
+        }
+        Ok(page)
+    }
+    async fn keeps_versions(&self) -> Result<bool> {
+        self.inner.keeps_versions().await
     }
     async fn find(&self, keys: &[ObjectKey]) -> Result<Vec<Option<Entry>>> {
         let mut found = self.inner.find(keys).await?;
@@ -512,7 +523,7 @@ async fn every_saboteur_is_caught() {
     let mut missed = Vec::new();
     for (promise, check) in store::PROMISES {
         let bench = |breaks| {
-            let store = MemoryStore::default();
+            let store = crate::versioned_store();
             let store = Saboteur::new(store.clone().beside(&store), breaks);
             StoreBench::new(store.clone(), store)
         };

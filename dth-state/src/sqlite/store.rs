@@ -45,6 +45,7 @@ fn record(row: &Row<'_>) -> Result<Record, Failure> {
         attempts: row.get(7)?,
         failure: more.failure,
         not_carried: more.not_carried,
+        appended: more.appended,
         sequencer: more.sequencer,
         waiting: more.waiting,
         updated: time(row.get(8)?),

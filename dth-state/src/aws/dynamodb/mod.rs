@@ -298,6 +298,7 @@ impl DynamoStore {
             attempts: need_number(item, "n")?,
             failure: more.failure,
             not_carried: more.not_carried,
+            appended: more.appended,
             sequencer: more.sequencer,
             waiting: more.waiting,
             updated: time(need_number(item, "at")?),
