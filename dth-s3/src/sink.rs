@@ -75,7 +75,7 @@ impl S3Store {
     }
 
     /// What Amazon's documents are in; others have no name for it.
-    fn namespace(&self) -> &'static str {
+    pub(crate) fn namespace(&self) -> &'static str {
         match self.facts.dialect {
             Dialect::Amazon => " xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"",
             Dialect::Oss | Dialect::Cos => "",

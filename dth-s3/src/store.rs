@@ -3,7 +3,7 @@
 use crate::{
     config::{CredentialsConfig, Encryption, S3Config},
     headers,
-    profile::{Dialect, Facts, Keys, Listing, Plus, Profile},
+    profile::{Dialect, Facts, Keys, Listing, Plus, Profile, RestoreForm},
     wire::{Answer, Request, RequestBody, Wire, xml},
 };
 use async_trait::async_trait;
@@ -14,7 +14,8 @@ use dth_core::{
     http::Connector,
     index::{Index, IndexCapability, ListFrom, ListOrder, ListPage, ListRequest, must_carry},
     object::{Entry, EtagKind, ObjectInfo, ObjectKey, Tags, VersionId},
-    source::{CopyOrigin, Read, ReadOptions, ReadRange, Source, SourceCapability},
+    source::{CopyOrigin, Read, ReadOptions, ReadRange, Restore, Restoring, Source, SourceCapability},
+    versions::{Version, VersionsPage},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use std::{fmt, sync::Arc};
@@ -261,6 +262,81 @@ impl Index for S3Store {
         Ok(ListPage { entries, next: next.filter(|_| truncated) })
     }
 
+    async fn versions(&self, request: &ListRequest) -> Result<VersionsPage> {
+        let target = || self.wire.target(None);
+        if !self.facts.versions {
+            let why = format!("no document says that profile `{}` lists versions", self.config.profile.as_str());
+            return Err(Error::new(ErrorKind::Unsupported, Op::List, target()).with_source(why));
+        }
+        let mut query = Request::new(Op::List, Method::GET, None).query("versions", "").query("prefix", request.prefix.clone());
+        if self.facts.encoded_lists {
+            query = query.query("encoding-type", "url");
+        }
+        query = match &request.from {
+            ListFrom::Beginning => query,
+            ListFrom::After(key) => query.query("key-marker", key.as_str()),
+            // Our token is the pair of markers; no key holds a NUL.
+            ListFrom::Token(token) => match token.split_once('\0') {
+                Some((key, version)) => query.query("key-marker", key).query("version-id-marker", version),
+                None => return Err(Error::new(ErrorKind::Invalid, Op::List, target()).with_source("a token of another listing")),
+            },
+        };
+        if let Some(max) = request.max.or(self.facts.page) {
+            query = query.query("max-keys", max.to_string());
+        }
+        let document = self.wire.send(query).await?.document().await?;
+        let broken = |why: String| Error::new(ErrorKind::Corrupt, Op::List, target()).with_source(why);
+        let root = xml::parse(&document).map_err(broken)?;
+        // OSS, and older answers of COS.
+        if !root.is("ListVersionsResult") && !root.is("ListBucketVersionsResult") {
+            return Err(broken("the answer is no listing of versions".into()));
+        }
+        let encoded = self.facts.encoded_lists && root.is_encoded();
+        let listed = |text: &str| self.facts.listed(text, encoded);
+        let mut versions = Vec::with_capacity(1000);
+        for (marker, version) in root.either("DeleteMarker", "Version") {
+            let key = version.text("Key").and_then(listed).map(ObjectKey::new).filter(|k| k.as_str().starts_with(&request.prefix));
+            let key = key.ok_or_else(|| broken(format!("a version without a readable key below the prefix: {:?}", version.text("Key"))))?;
+            let id =
+                version.filled("VersionId").map(VersionId::new).ok_or_else(|| broken(format!("a version of `{key}` without an id")))?;
+            let begins = versions.last().is_none_or(|last: &Version| last.entry.key != key);
+            let goes_on =
+                versions.is_empty() && matches!(&request.from, ListFrom::Token(token) if token.starts_with(&format!("{}\0", key.as_str())));
+            if begins && !goes_on && version.text("IsLatest").is_some_and(|latest| latest.trim() == "false") {
+                return Err(broken(format!("the versions of `{key}` are not listed with the youngest one first")));
+            }
+            let size = version.text("Size").and_then(|s| s.trim().parse().ok());
+            if size.is_none() && !marker {
+                return Err(broken(format!("a version of `{key}` has no size")));
+            }
+            let entry = Entry {
+                size: size.filter(|_| !marker),
+                etag: if marker { None } else { version.etag("ETag", &self.facts) },
+                modified: version.time("LastModified"),
+                version: Some(id),
+                storage_class: version.filled("StorageClass").map(Into::into),
+                key,
+            };
+            versions.push(Version { entry, marker });
+        }
+        let next = root.text("NextKeyMarker").and_then(listed);
+        let next = next.map(|key| format!("{key}\0{}", root.text("NextVersionIdMarker").unwrap_or_default()));
+        if root.is_truncated() && next.is_none() {
+            return Err(broken("a truncated listing without a marker to go on".into()));
+        }
+        Ok(VersionsPage { versions, next: next.filter(|_| root.is_truncated()) })
+    }
+
+    async fn keeps_versions(&self) -> Result<bool> {
+        if !self.facts.versions {
+            return Ok(false);
+        }
+        let answer = self.wire.send(Request::new(Op::Configure, Method::GET, None).query("versioning", "")).await?;
+        let broken = |why: String| Error::new(ErrorKind::Corrupt, Op::Configure, self.wire.target(None)).with_source(why);
+        let root = xml::parse(&answer.document().await?).map_err(broken)?;
+        Ok(root.filled("Status").is_some_and(|status| status.trim() == "Enabled"))
+    }
+
     async fn head(&self, key: &ObjectKey, version: Option<&VersionId>) -> Result<ObjectInfo> {
         self.must_be_itself(key, Op::Head)?;
         let ask = |op, method: Method, header: Option<(&'static str, &str)>| {
@@ -327,6 +403,49 @@ impl Source for S3Store {
             info.checksum = None;
         }
         Ok(Read { info, range, body: answer.stream() })
+    }
+
+    async fn restore(&self, key: &ObjectKey, version: Option<&VersionId>, restore: &Restore) -> Result<Restoring> {
+        let Some(form) = self.facts.restore else {
+            return Err(Error::new(ErrorKind::Unsupported, Op::Restore, self.wire.target(Some(key))));
+        };
+        let of_version = |op, method| {
+            let request = Request::new(op, method, Some(key));
+            match version {
+                Some(version) => request.query("versionId", version.as_str()),
+                None => request,
+            }
+        };
+        // Where it stands, and of what class it is: one that moves by itself takes no number of days.
+        let answer = self.wire.send(of_version(Op::Head, Method::HEAD)).await?;
+        let said = |name: &str| answer.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        match said("x-amz-restore") {
+            stands if stands.contains("ongoing-request=\"true\"") => return Ok(Restoring::UnderWay),
+            stands if stands.contains("ongoing-request=\"false\"") => return Ok(Restoring::Ready),
+            _ => {}
+        }
+        let by_itself = said("x-amz-storage-class") == "INTELLIGENT_TIERING";
+        let days = if by_itself { String::new() } else { format!("<Days>{}</Days>", restore.days) };
+        let parameters = match form {
+            RestoreForm::Glacier => "GlacierJobParameters",
+            RestoreForm::Oss => "JobParameters",
+            RestoreForm::Cos => "CASJobParameters",
+        };
+        let tier = restore.tier.as_ref().map(|tier| format!("<{parameters}><Tier>{}</Tier></{parameters}>", xml::escape(tier)));
+        let mut request = of_version(Op::Restore, Method::POST).query("restore", "");
+        let namespace = self.namespace();
+        request.body = RequestBody::Document(format!("<RestoreRequest{namespace}>{days}{}</RestoreRequest>", tier.unwrap_or_default()));
+        match self.wire.send(request).await {
+            // 202 when it begins, 200 when it can be read already.
+            Ok(answer) => {
+                let ready = answer.status == StatusCode::OK;
+                answer.done().await?;
+                Ok(if ready { Restoring::Ready } else { Restoring::UnderWay })
+            }
+            Err(error) if error.code().is_some_and(|code| code.ends_with("RestoreAlreadyInProgress")) => Ok(Restoring::UnderWay),
+            Err(error) if error.code().is_some_and(|code| code.ends_with("ObjectAlreadyInActiveTierError")) => Ok(Restoring::Ready),
+            Err(error) => Err(error),
+        }
     }
 
     async fn tags(&self, key: &ObjectKey, version: Option<&VersionId>) -> Result<Tags> {

@@ -63,6 +63,17 @@ pub(crate) enum Plus {
     Itself,
 }
 
+/// How the document of RestoreObject names the speed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RestoreForm {
+    /// `GlacierJobParameters`.
+    Glacier,
+    /// `JobParameters`.
+    Oss,
+    /// `CASJobParameters`.
+    Cos,
+}
+
 /// What user metadata may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Metadata {
@@ -169,6 +180,10 @@ pub(crate) struct Facts {
     pub(crate) classes: &'static [&'static str],
     /// Classes whose objects must be restored before they can be read.
     pub(crate) archived: &'static [&'static str],
+    /// RestoreObject; `None` where there is none.
+    pub(crate) restore: Option<RestoreForm>,
+    /// ListObjectVersions, reads of versions, GetBucketVersioning.
+    pub(crate) versions: bool,
     /// Canned ACLs that can be asked for; empty where there are none.
     pub(crate) acls: &'static [&'static str],
     /// The ACL of an object in parts goes with Complete, not with Create.
@@ -232,7 +247,7 @@ impl Facts {
     /// Whether the store takes this key.
     pub(crate) fn carries(&self, key: &str) -> bool {
         let is_path = || key.split('/').all(|segment| !matches!(segment, "" | "." | "..") && !segment.contains('\\'));
-        key.len() <= self.max_key
+        (1..=self.max_key).contains(&key.len())
             && match self.keys {
                 Keys::Any => true,
                 Keys::Paths => is_path(),

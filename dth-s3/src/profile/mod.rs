@@ -3,7 +3,7 @@
 mod facts;
 mod stores;
 
-pub(crate) use facts::{Dialect, Facts, Hosts, Keys, Listing, NonAscii, Plus};
+pub(crate) use facts::{Dialect, Facts, Hosts, Keys, Listing, NonAscii, Plus, RestoreForm};
 
 use serde::{Deserialize, Serialize};
 

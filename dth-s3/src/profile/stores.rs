@@ -1,6 +1,6 @@
 //! The facts of each store, with where they come from. What no document tells is taken as not to be had.
 
-use super::facts::{Dialect, Etags, Facts, Hosts, Keys, Listing, Metadata, NonAscii, Plus};
+use super::facts::{Dialect, Etags, Facts, Hosts, Keys, Listing, Metadata, NonAscii, Plus, RestoreForm};
 use dth_core::{checksum::Algorithm, sink::Conditions};
 
 const KIB: u64 = 1 << 10;
@@ -79,6 +79,8 @@ pub(super) const COMPATIBLE: Facts = Facts {
     max_object: 50_000_000_000_000,
     classes: &[],
     archived: &["GLACIER", "DEEP_ARCHIVE"],
+    restore: Some(RestoreForm::Glacier),
+    versions: true,
     acls: AMAZON_ACLS,
     acl_on_complete: false,
     requester_pays: true,
@@ -120,11 +122,13 @@ pub(super) const S3S_FS: Facts = Facts {
     offers: &[],
     tags: false,
     acls: &[],
+    restore: None,
+    versions: false,
     ..COMPATIBLE
 };
 
 /// Alibaba Cloud OSS API reference: PutObject, InitiateMultipartUpload, UploadPart, CompleteMultipartUpload, CopyObject, GetObject,
-/// ListObjectsV2, RestoreObject; "Object naming conventions"; "Regions and endpoints"; error 0017-00000245 (no `If-Match` on PutObject).
+/// ListObjectsV2, ListObjectVersions, RestoreObject; "Object naming conventions"; "Regions and endpoints"; error 0017-00000245 (no `If-Match` on PutObject).
 /// Names of hosts, the reading of listings and the checksum as alibabacloud-oss-v2 1.4.1 has them.
 pub(super) const OSS: Facts = Facts {
     scheme: "oss",
@@ -160,13 +164,14 @@ pub(super) const OSS: Facts = Facts {
     max_object: 48_800_000_000_000,
     classes: &["Standard", "IA", "Archive", "ColdArchive", "DeepColdArchive"],
     archived: &["Archive", "ColdArchive", "DeepColdArchive"],
+    restore: Some(RestoreForm::Oss),
     acls: &["default", "private", "public-read", "public-read-write"],
     acl_on_complete: true,
     ..COMPATIBLE
 };
 
 /// Tencent Cloud COS API documents: PUT Object (436/7749), GET Bucket (436/7734), Initiate, Upload Part (436/7750), Complete, PUT Object -
-/// Copy (436/10881), POST Object restore, "Object overview" (436/13324), "Storage class overview". Names of hosts, the reading of listings
+/// Copy (436/10881), GET Bucket Object versions (436/35521), POST Object restore (436/12633), "Object overview" (436/13324), "Storage class overview". Names of hosts, the reading of listings
 /// and the checksum as cos-python-sdk-v5 1.9.44 and cos-go-sdk-v5 have them.
 pub(super) const COS: Facts = Facts {
     scheme: "cos",
@@ -207,6 +212,7 @@ pub(super) const COS: Facts = Facts {
         "MAZ_INTELLIGENT_TIERING",
     ],
     archived: &["ARCHIVE", "DEEP_ARCHIVE"],
+    restore: Some(RestoreForm::Cos),
     acls: &[
         "default",
         "private",
@@ -232,6 +238,8 @@ const BY_DOCUMENT: Facts = Facts {
     offers: &[],
     checksum_mode: false,
     requester_pays: false,
+    restore: None,
+    versions: false,
     ..COMPATIBLE
 };
 
@@ -298,6 +306,8 @@ pub(super) const R2: Facts = Facts {
     max_object: 5 * TIB - 5 * GIB,
     classes: &["STANDARD", "STANDARD_IA"],
     archived: &[],
+    restore: None,
+    versions: false,
     acls: &[],
     requester_pays: false,
     encryption: false,
@@ -312,6 +322,8 @@ pub(super) const B2: Facts = Facts {
     keys: Keys::Visible,
     max_object: 10_000_000_000_000,
     archived: &[],
+    // "S3 List Object Versions", "Get Bucket Versioning"; it keeps versions always.
+    versions: true,
     acls: &["private", "public-read"],
     ..BY_DOCUMENT
 };
@@ -347,6 +359,7 @@ pub(super) const WASABI: Facts = Facts {
     metadata: BY_DOCUMENT.metadata,
     classes: &["STANDARD"],
     archived: &[],
+    restore: None,
     requester_pays: false,
     ..COMPATIBLE
 };
@@ -360,6 +373,7 @@ pub(super) const MINIO: Facts = Facts {
     max_put: 5 * TIB,
     max_object: 50 * TIB,
     archived: &[],
+    restore: None,
     acls: &[],
     requester_pays: false,
     ..COMPATIBLE

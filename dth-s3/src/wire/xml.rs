@@ -75,6 +75,11 @@ impl Element {
         self.children.iter().filter(move |c| c.name == name)
     }
 
+    /// Children of several names, in their order, each with whether it is of the first one.
+    pub(crate) fn either<'a>(&'a self, first: &'a str, second: &'a str) -> impl Iterator<Item = (bool, &'a Element)> {
+        self.children.iter().filter(move |c| c.name == first || c.name == second).map(move |c| (c.name == first, c))
+    }
+
     /// The text of a child.
     pub(crate) fn text(&self, name: &str) -> Option<&str> {
         self.children.iter().find(|c| c.name == name).map(|c| c.text.as_str())

@@ -15,7 +15,7 @@ use dth_core::{
     object::{Attributes, ETag, ObjectKey, VersionId},
     scope::TaskScope,
     sink::{Body, Condition, Part, PutOptions, Sink, UploadId},
-    source::{ReadOptions, ReadRange, Source},
+    source::{ReadOptions, ReadRange, Restore, Source},
 };
 use dth_s3::{Connector, CredentialsConfig, Profile, S3Config, S3Store, Secret, Transport};
 use http_body_util::BodyExt;
@@ -91,6 +91,8 @@ async fn take_down(request: Request<Incoming>, taken: &Mutex<Vec<String>>, prefi
     let method = parts.method.as_str();
     let copies = parts.headers.contains_key(format!("{prefix}copy-source"));
     match method {
+        "GET" if has("versions") => document("ListVersionsResult", "<IsTruncated>false</IsTruncated>"),
+        "POST" if has("restore") => Response::builder().status(202).body(String::new()).unwrap(),
         "GET" if has("uploads") => document("ListMultipartUploadsResult", "<IsTruncated>false</IsTruncated>"),
         "GET" if has("uploadId") => document("ListPartsResult", "<IsTruncated>false</IsTruncated>"),
         "GET" if has("tagging") => document("Tagging", "<TagSet></TagSet>"),
@@ -231,6 +233,11 @@ async fn book_of(profile: Profile) -> String {
     let origin = store.copy_origin(&"from/é".into(), None).unwrap();
     book.page("copy inside", store.copy(&origin, &etag, &key, &completing).await);
     book.page("copy a part inside", store.copy_part(&origin, &etag, 0..9, &key, &upload, 1).await);
+    book.page("list versions", store.versions(&list("dir/é", ListFrom::Beginning)).await);
+    book.page("list versions on", store.versions(&list("", ListFrom::Token("dir/é\0v/1".into()))).await);
+    book.page("ask whether versions are kept", store.keeps_versions().await);
+    let restore = Restore { days: 3, tier: Some("Bulk".into()) };
+    book.page("restore a version", store.restore(&key, Some(&version), &restore).await);
     book.page("make the bucket", store.create_bucket().await);
     book.page("ask for the bucket's settings", store.bucket_facts().await);
     let _ = &book.store;
