@@ -9,7 +9,7 @@ use dth_core::{
     env::SystemEnv,
     finder::FinderSettings,
     http::{Http, HttpSettings, Proxy},
-    key_map::KeyMap,
+    key_map::{KeyMap, KeyRules},
     manifest::Spool,
     notify::{Alarms, LogNotifier, Notifier, Webhook},
     object::ObjectKey,
@@ -59,6 +59,8 @@ pub struct Settings {
     pub destination_layout: Option<PathBuf>,
     /// Put before every key, with a slash.
     pub destination_prefix: String,
+    /// What becomes of a key before that.
+    pub keys: KeyRules,
     /// Only keys that begin with a line of this file.
     pub prefix_list: Option<PrefixListSettings>,
     /// The SQLite file with queue and state, for workers on one machine; in memory, and forgotten, when there is none.
@@ -289,6 +291,7 @@ impl Settings {
             ensure!(bucket.is_none() || key.is_some(), "prefix_list.bucket: there is no prefix_list.key");
             ensure!(self.finder.prefix.is_empty(), "`prefix_list` and `finder.prefix` are both set: leave one of them out");
         }
+        self.key_map()?;
         self.worker.validate()?;
         Ok(())
     }
@@ -326,6 +329,11 @@ impl Settings {
         aws::import_job_table(cluster).await
     }
 
+    /// How source keys become destination keys.
+    pub fn key_map(&self) -> dth_core::error::Result<KeyMap> {
+        KeyMap::new(&self.destination_prefix).with_rules(&self.keys)
+    }
+
     /// Whom the settings tell.
     pub async fn alarms(&self) -> anyhow::Result<Alarms> {
         self.alarms.open().await.context("[alarms]")
@@ -348,7 +356,7 @@ impl Settings {
 
     async fn task_with(&self, notes: Option<Arc<dyn StateStore>>) -> anyhow::Result<Sync> {
         let task = Sync::new(self.source().await?, self.sink(notes).await?)
-            .with_keys(KeyMap::new(&self.destination_prefix))
+            .with_keys(self.key_map()?)
             .with_finder(self.selection().await?)
             .with_worker(self.worker.clone())
             .with_alarms(self.alarms().await?);

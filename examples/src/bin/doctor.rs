@@ -15,9 +15,10 @@ use dth_core::{
     sink::{Body, Condition, Part, PutOptions, Sink, UploadId},
     source::{ReadOptions, Source},
     state::{PackId, Record, RecordWrite, RunId, Status},
+    versions::Versions,
 };
 use dth_examples::Settings;
-use dth_s3::BucketFacts;
+use dth_s3::{BucketFacts, Profile};
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 /// Checks rights, region, clock and conditional writes of both sides, and names the missing IAM action.
@@ -38,6 +39,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     dth_examples::log();
     let settings = Settings::load(&args.config)?;
     let (source, sink) = (settings.source().await?, settings.sink(None).await?);
+    let keys = settings.key_map()?;
     let mut doctor = Doctor::default();
     for (side, is_bucket) in ["source", "destination"].into_iter().zip(settings.between_buckets()) {
         if is_bucket {
@@ -46,13 +48,18 @@ async fn main() -> anyhow::Result<ExitCode> {
                 doctor.tell(&format!("{side}: credentials, clock, region"), "a valid key pair", bucket.bucket_facts().await)
             {
                 describe(&facts);
+                let profile = settings.destination.profile;
+                if side == "destination" && facts.versioning.as_deref() == Some("Enabled") && matches!(profile, Profile::Oss | Profile::Cos)
+                {
+                    println!("warn  destination: with versioning, {} ignores conditions on writes", profile.as_str());
+                }
             }
         }
     }
     if settings.moves_images() {
-        images(&mut doctor, &settings, &*source, &*sink, args.write).await;
+        images(&mut doctor, &settings, &keys, &*source, &*sink, args.write).await;
     } else {
-        objects(&mut doctor, &settings, &*source, &*sink, args.write).await;
+        objects(&mut doctor, &settings, &keys, &*source, &*sink, args.write).await;
     }
     if settings.cluster.is_some() {
         cluster(&settings, &mut doctor, args.write).await;
@@ -62,18 +69,35 @@ async fn main() -> anyhow::Result<ExitCode> {
 }
 
 /// Buckets and directories.
-async fn objects(doctor: &mut Doctor, settings: &Settings, source: &dyn Source, sink: &dyn Sink, write: bool) {
-    let request = ListRequest { prefix: settings.finder.prefix.clone(), max: Some(10), ..ListRequest::default() };
+async fn objects(doctor: &mut Doctor, settings: &Settings, keys: &KeyMap, source: &dyn Source, sink: &dyn Sink, write: bool) {
+    let task_prefix = match keys.task_prefix(&settings.finder.prefix) {
+        Ok(prefix) => prefix,
+        Err(error) => {
+            doctor.tell::<()>("prefix and keys", "rules that go together", Err(error));
+            return;
+        }
+    };
+    let task_prefix = task_prefix.as_str();
+    let request = ListRequest { prefix: task_prefix.to_owned(), max: Some(10), ..ListRequest::default() };
     let page = doctor.tell("source: list", "s3:ListBucket", source.list(&request).await);
     let readable = page.and_then(|p| p.entries.into_iter().find(|e| e.size.is_some_and(|s| s > 0)));
     if let Some(entry) = readable {
         doctor.tell("source: read", "s3:GetObject", source.read(&entry.key, &ReadOptions::default()).await.map(drop));
     }
     // As the task asks: the rights may be for its prefix alone.
-    let prefix = KeyMap::new(&settings.destination_prefix).destination_prefix(&settings.finder.prefix);
+    let prefix = keys.destination_prefix(task_prefix);
     let request = ListRequest { prefix: prefix.clone(), max: Some(1), ..ListRequest::default() };
     doctor.tell("destination: list", "s3:ListBucket", sink.list(&request).await);
     doctor.tell("destination: list uploads", "s3:ListBucketMultipartUploads", sink.list_uploads(&prefix, None).await);
+    if settings.finder.versions == Versions::All {
+        let of = |prefix: &str| ListRequest { prefix: prefix.to_owned(), max: Some(1), ..ListRequest::default() };
+        doctor.tell("source: list versions", "s3:ListBucketVersions", source.versions(&of(task_prefix)).await);
+        doctor.tell("destination: list versions", "s3:ListBucketVersions", sink.versions(&of(&prefix)).await);
+        if doctor.tell("destination: ask for versioning", "s3:GetBucketVersioning", sink.keeps_versions().await) == Some(false) {
+            doctor.failed = true;
+            println!("FAIL  destination: keeps no versions: enable versioning there, or set `finder.versions = \"current\"`");
+        }
+    }
     if write {
         let key = ObjectKey::new(format!("{prefix}.dth-doctor-{}", std::process::id()));
         let absent = PutOptions { condition: Condition::Absent, ..PutOptions::default() };
@@ -92,7 +116,7 @@ async fn objects(doctor: &mut Doctor, settings: &Settings, source: &dyn Source, 
 }
 
 /// Registries and layouts.
-async fn images(doctor: &mut Doctor, settings: &Settings, source: &dyn Source, sink: &dyn Sink, write: bool) {
+async fn images(doctor: &mut Doctor, settings: &Settings, keys: &KeyMap, source: &dyn Source, sink: &dyn Sink, write: bool) {
     let pull =
         "the right to pull; in ECR ecr:GetAuthorizationToken, DescribeRepositories, DescribeImages, BatchGetImage, GetDownloadUrlForLayer";
     let push = "the right to push; in ECR ecr:InitiateLayerUpload, UploadLayerPart, CompleteLayerUpload, PutImage, BatchCheckLayerAvailability, \
@@ -108,7 +132,7 @@ async fn images(doctor: &mut Doctor, settings: &Settings, source: &dyn Source, s
     if let Some(blob) = blob {
         doctor.tell(&format!("source: read {}", blob.key), pull, source.read(&blob.key, &ReadOptions::default()).await.map(drop));
     }
-    let there = KeyMap::new(&settings.destination_prefix).to_destination(&first.key);
+    let there = keys.to_destination(&first.key);
     doctor.tell(&format!("destination: look for {there}"), pull, sink.find(std::slice::from_ref(&there)).await);
     if write {
         // In no manifest, so that the registry clears it away by itself.

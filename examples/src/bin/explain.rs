@@ -4,8 +4,8 @@
 
 use clap::Parser;
 use dth_core::{
-    key_map::KeyMap,
     object::{ObjectInfo, ObjectKey},
+    versions::{Versions, history},
 };
 use dth_examples::Settings;
 use std::path::PathBuf;
@@ -26,9 +26,19 @@ async fn main() -> anyhow::Result<()> {
     dth_examples::log();
     let settings = Settings::load(&args.config)?;
     let key = ObjectKey::new(args.key);
-    let there = KeyMap::new(&settings.destination_prefix).to_destination(&key);
+    let there = settings.key_map()?.to_destination(&key);
     println!("source       {}", describe(settings.source().await?.head(&key, None).await));
     println!("destination  {}", describe(settings.sink(None).await?.head(&there, None).await));
+    if settings.finder.versions == Versions::All {
+        let (source, sink) = (settings.source().await?, settings.sink(None).await?);
+        for (side, versions) in [("source", history(&*source, &key).await), ("destination", history(&*sink, &there).await)] {
+            for version in versions? {
+                let what = if version.marker { "delete marker".into() } else { describe(Ok(ObjectInfo::of(version.entry.clone()))) };
+                let id = version.entry.version.map_or("-".into(), |id| id.as_str().to_owned());
+                println!("{side:<12} {id}: {what}");
+            }
+        }
+    }
     match settings.stores_as_they_are().await?.state.records(std::slice::from_ref(&key)).await?.into_iter().flatten().next() {
         Some(record) => println!("record       {}", serde_json::to_string_pretty(&record)?),
         None => println!("record       none: no worker has dealt with this key"),

@@ -4,10 +4,7 @@
 
 use anyhow::Context;
 use clap::Parser;
-use dth_core::{
-    key_map::KeyMap,
-    manifest::{self, Line, Spool, Verification},
-};
+use dth_core::manifest::{self, Line, Spool, Verification};
 use dth_examples::Settings;
 use std::{
     io::{BufRead, BufReader, BufWriter, Write},
@@ -35,7 +32,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     let args: Args = dth_examples::arguments();
     dth_examples::log();
     let settings = Settings::load(&args.config)?;
-    let keys = KeyMap::new(&settings.destination_prefix);
+    let keys = settings.key_map()?;
     let path = match (&args.export, &args.manifest) {
         (_, Some(path)) => path.clone(),
         (export, None) => {

@@ -10,6 +10,7 @@ mod cluster;
 mod conformance;
 mod faults;
 mod features;
+mod fidelity;
 mod long_path;
 mod objects;
 mod registries;

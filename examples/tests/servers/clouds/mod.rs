@@ -6,13 +6,16 @@ mod opendal;
 use crate::support::{bytes, contents, open_uploads, put, put_multipart, venv};
 use dth_core::{
     checksum::{Algorithm, Checksum, hex},
-    conformance::{StoreBench, hold_all},
+    conformance::{StoreBench, Verdict, hold_all},
     error::ErrorKind,
+    finder::FinderSettings,
     index::Index,
     object::Attributes,
     sink::{Body, PutOptions, Sink},
+    source::Restore,
     sync::Sync,
     transfer::TransferSettings,
+    versions::{Version, Versions, history},
     worker::WorkerSettings,
 };
 use dth_examples::servers::Server;
@@ -101,6 +104,11 @@ async fn keeps_its_promises(profile: Profile, least: usize) {
     let store = Arc::new(cloud.bucket(BUCKET).await);
     let held = hold_all(&StoreBench::new(store.clone(), store)).await;
     assert!(held >= least, "only {held} promises are made");
+    if profile != Profile::Kodo {
+        let store = Arc::new(cloud.bucket("versioned-1250000000").await);
+        let bench = StoreBench::new(store.clone(), store);
+        assert_eq!(dth_core::conformance::store::versions_keep_their_order(&bench).await, Ok(Verdict::Held));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -311,6 +319,50 @@ async fn tasks_between_clouds_arrive_whole() {
         assert_eq!(contents(&sink, with_tags).await, expected, "{name}");
         assert_eq!(open_uploads(&sink).await, 0);
         let again = task.run().await.unwrap();
+        assert_eq!(again.run.totals.queued.objects, 0, "{name}: {again}");
+    }
+}
+
+/// Versions with delete markers from one cloud to another, and what is archived there restored first.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the vendor's SDK: run `cargo xtask test`"]
+async fn histories_move_between_clouds_and_archives_come_back() {
+    let files = tempfile::tempdir().unwrap();
+    for (from, to) in [(Profile::Oss, Profile::Cos), (Profile::Cos, Profile::Oss)] {
+        let name = format!("{} to {}", from.as_str(), to.as_str());
+        let (here, there) = tokio::join!(Cloud::start(from), Cloud::start(to));
+        let (source, sink) = (here.bucket("versioned-1250000000").await, there.bucket("versioned-1250000001").await);
+        let class = if from == Profile::Oss { "Archive" } else { "DEEP_ARCHIVE" };
+        let archive = S3Store::new(S3Config { storage_class: Some(class.into()), ..here.config("versioned-1250000000") }).unwrap();
+        put(&source, "日本 +&", bytes(100, 1)).await;
+        put(&archive, "日本 +&", bytes(200, 2)).await;
+        source.delete(&"日本 +&".into(), &dth_core::sink::Condition::None).await.unwrap();
+        put_multipart(&source, "日本 +&", &bytes(6 << 20, 3), 5 << 20, &PutOptions::default()).await;
+        for seed in 0..120 {
+            put(&source, "often", bytes(10, seed)).await;
+        }
+        let finder = FinderSettings { versions: Versions::All, ..FinderSettings::default() };
+        let restoring = FinderSettings { restore: Some(Restore { days: 1, tier: Some("Standard".into()) }), ..finder.clone() };
+        let state = Arc::new(Sqlite::open(files.path().join(format!("{}.db", from.as_str()))).unwrap());
+        let task = |finder: &FinderSettings| {
+            let task = Sync::new(Arc::new(source.clone()), Arc::new(sink.clone())).with_finder(finder.clone());
+            task.with_state(state.clone(), state.clone())
+        };
+        let left = task(&finder).run().await.unwrap();
+        assert!(left.is_success() && left.run.totals.skipped["archived"].objects == 1, "{name}: {left}");
+        let asked = task(&restoring).run().await.unwrap();
+        assert!(asked.is_success() && asked.run.outcome("skipped:restoring").objects == 1, "{name}: {asked}");
+        assert_eq!(history(&sink, &"日本 +&".into()).await.unwrap(), [], "{name}: nothing of a history that cannot be whole");
+        tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
+        let report = task(&restoring).run().await.unwrap();
+        assert!(report.is_success() && report.run.outcomes_like("copied").objects == 1, "{name}: {report}");
+        for key in ["日本 +&", "often"] {
+            let sizes = |versions: Vec<Version>| versions.into_iter().map(|v| (v.marker, v.entry.size)).collect::<Vec<_>>();
+            let (here, there) = (history(&source, &key.into()).await.unwrap(), history(&sink, &key.into()).await.unwrap());
+            assert_eq!(sizes(here), sizes(there), "{name}: {key}");
+        }
+        assert_eq!(open_uploads(&sink).await, 0);
+        let again = task(&restoring).run().await.unwrap();
         assert_eq!(again.run.totals.queued.objects, 0, "{name}: {again}");
     }
 }

@@ -6,9 +6,11 @@ What decides over a request is the vendor's own code: the signature is computed 
 for Kodo, whose documents prescribe the AWS SDKs, botocore), and a wrong one is refused. Answers have the forms of the vendors' documents:
 
 - OSS: https://help.aliyun.com/en/oss/developer-reference/ PutObject, GetObject, ListObjectsV2, InitiateMultipartUpload,
-  CompleteMultipartUpload, ListParts, ListMultipartUploads, CopyObject, PutObjectTagging, RestoreObject, "Error responses"
+  CompleteMultipartUpload, ListParts, ListMultipartUploads, CopyObject, PutObjectTagging, RestoreObject, ListObjectVersions
+  (GetBucketVersions), GetBucketVersioning, "Error responses"
 - COS: https://cloud.tencent.com/document/product/436/ 7749 (PUT Object), 7734 (GET Bucket), 7753 (GET Object), 7746 (Initiate),
-  7750 (Upload Part), 7742 (Complete), 7747 (List Parts), 7736 (List Multipart Uploads), 10881 (Copy), 12633 (restore), 7730 (errors)
+  7750 (Upload Part), 7742 (Complete), 7747 (List Parts), 7736 (List Multipart Uploads), 10881 (Copy), 12633 (restore), 35521 (GET Bucket Object versions),
+  19888 (GET Bucket versioning), 7730 (errors)
 - Kodo: https://developer.qiniu.com/kodo/4086/aws-s3-compatible
 
 The vendors' SDKs are driven against this server as well (`sdk.py`): what they cannot read is no answer of theirs.
@@ -22,6 +24,7 @@ import email.utils
 import hashlib
 import sys
 import threading
+import xml.etree.ElementTree as tree
 import time
 import urllib.parse
 import uuid
@@ -64,7 +67,9 @@ class Object:
         if self.encryption and not etag:
             # COS: "not necessarily the MD5; differs if the uploaded object is encrypted"
             self.etag = uuid.uuid4().hex.upper() if CLOUD == "oss" else uuid.uuid4().hex
+        # When it can be read.
         self.restored = None
+        self.version = None
         if CLOUD != "kodo":
             crc = Crc64(0)
             crc.update(body)
@@ -84,14 +89,21 @@ class Object:
             told["x-oss-storage-class"] = self.storage_class
         elif self.storage_class != "STANDARD":
             told[PREFIX + "storage-class"] = self.storage_class
-        if self.restored:
-            told[PREFIX + "restore"] = self.restored
+        if self.restored and not self.is_readable():
+            told[PREFIX + "restore"] = 'ongoing-request="true"'
+        elif self.restored:
+            told[PREFIX + "restore"] = 'ongoing-request="false", expiry-date="Thu, 01 Jan 2099 00:00:00 GMT"'
+        if self.version:
+            told[PREFIX + "version-id"] = self.version
         if CLOUD != "kodo":
             told[PREFIX + "hash-crc64ecma"] = str(self.crc)
         return told
 
+    def is_readable(self):
+        return self.storage_class not in ARCHIVED or (self.restored is not None and time.time() >= self.restored)
+
     def check_readable(self):
-        if self.storage_class in ARCHIVED and not (self.restored or "").startswith('ongoing-request="false"'):
+        if not self.is_readable():
             raise Refused(403, "InvalidObjectState", "The operation is not valid for the object's state.")
 
 
@@ -184,7 +196,10 @@ class Handler(BaseHTTPRequestHandler):
     def on_bucket(self):
         if self.command == "PUT":
             # For the tests: the name says who may read.
-            buckets.setdefault(self.bucket, {"objects": {}})["public"] = self.bucket.startswith("public-")
+            bucket = buckets.setdefault(self.bucket, {"objects": {}})
+            bucket["public"] = self.bucket.startswith("public-")
+            # Of each key, the oldest first: id, object or nothing (a delete marker), time.
+            bucket["history"] = {} if self.bucket.startswith("versioned-") else None
             return self.answer(200)
         if self.bucket not in buckets:
             raise Refused(404, "NoSuchBucket", "The specified bucket does not exist.")
@@ -197,6 +212,11 @@ class Handler(BaseHTTPRequestHandler):
             return self.list_uploads()
         if CLOUD == "cos" and "list-type" in self.asked:
             raise Refused(400, "InvalidArgument", "list-type")
+        if "versioning" in self.asked and CLOUD != "kodo":
+            status = "<Status>Enabled</Status>" if buckets[self.bucket]["history"] is not None else ""
+            return self.document("VersioningConfiguration", status)
+        if "versions" in self.asked and CLOUD != "kodo":
+            return self.list_versions()
         if set(self.asked) & {"versioning", "object-lock", "encryption", "acl", "bucketInfo"}:
             raise Refused(404, "NoSuchConfiguration")
         return self.list_objects()
@@ -247,6 +267,37 @@ class Handler(BaseHTTPRequestHandler):
             )
         self.document("ListBucketResult", "".join(out))
 
+    def list_versions(self):
+        prefix, most = self.asked.get("prefix", ""), int(self.asked.get("max-keys", 100 if CLOUD == "oss" else 1000))
+        after, behind = self.asked.get("key-marker", ""), self.asked.get("version-id-marker", "")
+        history = buckets[self.bucket]["history"] or {}
+        listed = []
+        for key in sorted(history, key=str.encode):
+            if not key.startswith(prefix) or key.encode() < after.encode() or (key == after and not behind):
+                continue
+            youngest_first = list(reversed(history[key]))
+            if key == after:
+                ids = [id for id, _, _ in youngest_first]
+                youngest_first = youngest_first[ids.index(behind) + 1 :]
+            listed += [(key, entry) for entry in youngest_first]
+        more = len(listed) > most
+        out = [f"<Name>{self.bucket}</Name><Prefix>{self.encoded(prefix)}</Prefix><KeyMarker>{self.encoded(after)}</KeyMarker>"]
+        out.append(f"<VersionIdMarker>{behind}</VersionIdMarker><MaxKeys>{most}</MaxKeys><IsTruncated>{str(more).lower()}</IsTruncated>")
+        if self.encodes():
+            out.append("<EncodingType>url</EncodingType>")
+        for key, (id, o, moment) in listed[:most]:
+            latest = str(history[key][-1][0] == id).lower()
+            head = f"<Key>{self.encoded(key)}</Key><VersionId>{id}</VersionId><IsLatest>{latest}</IsLatest><LastModified>{iso(moment)}</LastModified>"
+            if o is None:
+                out.append(f"<DeleteMarker>{head}</DeleteMarker>")
+            else:
+                body = f"<ETag>&quot;{o.etag}&quot;</ETag><Size>{len(o.body)}</Size><StorageClass>{o.storage_class}</StorageClass>"
+                out.append(f"<Version>{head}{body}</Version>")
+        if more:
+            key, (id, _, _) = listed[most - 1]
+            out.append(f"<NextKeyMarker>{self.encoded(key)}</NextKeyMarker><NextVersionIdMarker>{id}</NextVersionIdMarker>")
+        self.document("ListVersionsResult", "".join(out))
+
     def list_uploads(self):
         prefix = self.asked.get("prefix", "")
         after = (self.asked.get("key-marker", ""), self.asked.get("upload-id-marker", ""))
@@ -277,7 +328,26 @@ class Handler(BaseHTTPRequestHandler):
         }[self.command]
         do()
 
+    def stands(self, o):
+        """What the key holds from now on; nothing, when it is deleted."""
+        if o is None:
+            self.objects.pop(self.key, None)
+        else:
+            self.objects[self.key] = o
+        history = buckets[self.bucket]["history"]
+        if history is None:
+            return
+        version = "CAEQ" + uuid.uuid4().hex
+        history.setdefault(self.key, []).append((version, o, time.time()))
+        if o is not None:
+            o.version = version
+
     def found(self):
+        if self.asked.get("versionId"):
+            for id, o, _ in (buckets[self.bucket]["history"] or {}).get(self.key, []):
+                if id == self.asked["versionId"] and o is not None:
+                    return o
+            raise Refused(404, "NoSuchVersion", "The specified version does not exist.")
         if self.key not in self.objects:
             raise Refused(404, "NoSuchKey", "The specified key does not exist.")
         return self.objects[self.key]
@@ -336,17 +406,19 @@ class Handler(BaseHTTPRequestHandler):
         bucket = place.partition(".")[0] if CLOUD == "cos" else place
         if CLOUD == "cos" and place.partition(".")[2] not in HOSTS:
             raise Refused(400, "InvalidArgument", "x-cos-copy-source")
-        if key not in buckets.get(bucket, {"objects": {}})["objects"]:
+        key, _, version = key.partition("?versionId=")
+        if bucket not in buckets:
             raise Refused(404, "NoSuchKey", "The specified key does not exist.")
-        o = buckets[bucket]["objects"][key]
+        of_version = [o for id, o, _ in (buckets[bucket]["history"] or {}).get(key, []) if id == version and o is not None]
+        o = of_version[0] if of_version else None if version else buckets[bucket]["objects"].get(key)
+        if o is None:
+            raise Refused(404, "NoSuchKey", "The specified key does not exist.")
         self.check_match(self.headers.get(PREFIX + "copy-source-if-match"), o)
         o.check_readable()
         return o
 
     def put(self):
         if "tagging" in self.asked:
-            import xml.etree.ElementTree as tree
-
             self.found().tags = [(tag.find("{*}Key").text, tag.find("{*}Value").text or "") for tag in tree.fromstring(self.body).iter() if tag.tag.endswith("Tag")]
             return self.answer(200)
         if "uploadId" in self.asked:
@@ -359,10 +431,11 @@ class Handler(BaseHTTPRequestHandler):
             if directive not in {"cos": ("Copy", "Replaced")}.get(CLOUD, ("COPY", "REPLACE")):
                 raise Refused(400, "InvalidArgument", "metadata-directive")
             made = Object(o.body, self.headers if directive.startswith("R") or directive.startswith("Re") else dict(o.content, **o.meta))
-            self.objects[self.key] = made
+            self.stands(made)
             return self.document("CopyObjectResult", f"<ETag>&quot;{made.etag}&quot;</ETag><LastModified>{iso(made.modified)}</LastModified>", self.told(made))
         check_md5(self.headers, self.body)
-        made = self.objects[self.key] = Object(self.body, self.headers)
+        made = Object(self.body, self.headers)
+        self.stands(made)
         self.answer(200, b"", self.told(made))
 
     def told(self, o):
@@ -371,6 +444,8 @@ class Handler(BaseHTTPRequestHandler):
             told[PREFIX + "hash-crc64ecma"] = str(o.crc)
         if o.encryption:
             told[PREFIX + "server-side-encryption"] = o.encryption
+        if o.version:
+            told[PREFIX + "version-id"] = o.version
         return told
 
     def upload(self):
@@ -425,15 +500,19 @@ class Handler(BaseHTTPRequestHandler):
             o = self.found()
             if o.storage_class not in ARCHIVED:
                 raise Refused(400, "OperationNotSupported")
-            if o.restored:
+            if o.restored and not o.is_readable():
                 raise Refused(409, "RestoreAlreadyInProgress")
-            o.restored = 'ongoing-request="true"'
-            return self.answer(202)
+            root = tree.fromstring(self.body)
+            days = root.find("Days")
+            tier = {"oss": "JobParameters", "cos": "CASJobParameters", "kodo": "GlacierJobParameters"}[CLOUD]
+            if root.tag != "RestoreRequest" or days is None or int(days.text) < 1 or {c.tag for c in root} - {"Days", tier}:
+                raise Refused(400, "MalformedXML")
+            ready = o.is_readable()
+            o.restored = o.restored or time.time() + 1
+            return self.answer(200 if ready else 202)
         if "uploadId" not in self.asked:
             raise Refused(405, "MethodNotAllowed")
         upload = self.upload()
-        import xml.etree.ElementTree as tree
-
         named = [(int(p.find("{*}PartNumber").text), p.find("{*}ETag").text.strip('"')) for p in tree.fromstring(self.body) if p.tag.endswith("Part")]
         if not named or [n for n, _ in named] != sorted({n for n, _ in named}):
             raise Refused(400, "InvalidPartOrder", "The list of parts was not in ascending order.")
@@ -452,7 +531,7 @@ class Handler(BaseHTTPRequestHandler):
         if CLOUD == "oss" and "x-oss-object-acl" in self.headers:
             headers["x-oss-object-acl"] = self.headers["x-oss-object-acl"]
         made = Object(b"".join(part.body for part in parts), headers, "Multipart", etag.upper() if CLOUD == "oss" else etag)
-        self.objects[self.key] = made
+        self.stands(made)
         del uploads[self.asked["uploadId"]]
         out = f"<Location>http://{self.headers['host']}{self.raw}</Location><Bucket>{self.bucket}</Bucket>"
         out += f"<Key>{self.encoded(self.key)}</Key><ETag>&quot;{made.etag}&quot;</ETag>"
@@ -465,7 +544,9 @@ class Handler(BaseHTTPRequestHandler):
             self.upload()
             del uploads[self.asked["uploadId"]]
             return self.answer(204)
-        self.objects.pop(self.key, None)
+        if self.asked.get("versionId"):
+            raise Refused(501, "NotImplemented")
+        self.stands(None)
         self.answer(204)
 
     def answer(self, status, body=b"", headers=None):
