@@ -106,7 +106,8 @@ impl S3Store {
                 Err(_) => continue,
             };
             facts.clock_ahead_seconds = self.wire.clock_ahead(&answer.headers).or(facts.clock_ahead_seconds);
-            let root = xml::parse(&answer.document().await?).unwrap_or_default();
+            let document = answer.document().await?;
+            let root = xml::parse(&document).unwrap_or_default();
             let rule = root.all("Rule").flat_map(|r| r.all("ApplyServerSideEncryptionByDefault")).next();
             *place = match setting {
                 "versioning" => Some(root.filled("Status").unwrap_or("never enabled").to_owned()),
@@ -233,7 +234,7 @@ impl Index for S3Store {
         }
         let encoded = self.facts.encoded_lists && root.is_encoded();
         let listed = |text: &str| self.facts.listed(text, encoded);
-        let mut entries = Vec::with_capacity(1000);
+        let mut entries: Vec<Entry> = Vec::with_capacity(1000);
         for contents in root.all("Contents") {
             let key = contents.text("Key").and_then(listed).map(ObjectKey::new);
             let key = key.filter(|k| k.as_str().starts_with(&request.prefix));
@@ -244,7 +245,11 @@ impl Index for S3Store {
                 etag: contents.etag("ETag", &self.facts),
                 modified: contents.time("LastModified"),
                 version: None,
-                storage_class: contents.filled("StorageClass").map(Into::into),
+                // Most are of the class of the one before.
+                storage_class: contents.filled("StorageClass").map(|class| {
+                    let before = entries.last().and_then(|before: &Entry| before.storage_class.as_ref());
+                    before.filter(|before| ***before == *class).map_or_else(|| class.into(), Arc::clone)
+                }),
                 key,
             });
         }
@@ -333,7 +338,8 @@ impl Index for S3Store {
         }
         let answer = self.wire.send(Request::new(Op::Configure, Method::GET, None).query("versioning", "")).await?;
         let broken = |why: String| Error::new(ErrorKind::Corrupt, Op::Configure, self.wire.target(None)).with_source(why);
-        let root = xml::parse(&answer.document().await?).map_err(broken)?;
+        let document = answer.document().await?;
+        let root = xml::parse(&document).map_err(broken)?;
         Ok(root.filled("Status").is_some_and(|status| status.trim() == "Enabled"))
     }
 
@@ -465,7 +471,7 @@ impl Source for S3Store {
             return Err(broken("the answer is no Tagging".into()));
         }
         let sets = root.all("TagSet").flat_map(|set| set.all("Tag"));
-        let pair = |tag: &xml::Element| Some((tag.text("Key")?.to_owned(), tag.text("Value").unwrap_or_default().to_owned()));
+        let pair = |tag: &xml::Element<'_>| Some((tag.text("Key")?.to_owned(), tag.text("Value").unwrap_or_default().to_owned()));
         sets.map(|tag| pair(tag).ok_or_else(|| broken("a tag without a key".into()))).collect()
     }
 

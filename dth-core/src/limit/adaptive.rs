@@ -25,7 +25,7 @@ pub struct AdaptiveSettings {
 
 impl Default for AdaptiveSettings {
     fn default() -> Self {
-        Self { start: 16, max: 512 }
+        Self { start: 24, max: 384 }
     }
 }
 
@@ -44,6 +44,9 @@ struct State {
     debt: u32,
     slow_start: bool,
     successes: u32,
+    /// Answers, and refusals, since it was last lowered.
+    answers: u32,
+    refusals: u32,
     fastest: Option<Duration>,
     decreased: Option<Instant>,
 }
@@ -56,15 +59,18 @@ pub struct AdaptivePermit {
     begun: Instant,
 }
 
+/// One refusal among so many answers is no sign of overload.
+const SHARE: u64 = 20;
+
 /// Answers up to this much slower than the fastest are no sign of a queue.
-const SLACK: Duration = Duration::from_millis(4);
+const SLACK: Duration = Duration::from_millis(1);
 
 impl AdaptiveLimit {
     /// A limit that starts as set.
     pub fn new(settings: AdaptiveSettings) -> Self {
         let max = settings.max.max(1);
         let limit = settings.start.clamp(1, max);
-        let state = State { max, limit, debt: 0, slow_start: true, successes: 0, fastest: None, decreased: None };
+        let state = State { max, limit, debt: 0, slow_start: true, successes: 0, answers: 0, refusals: 0, fastest: None, decreased: None };
         Self { permits: Arc::new(Semaphore::new(limit as usize)), state: Arc::new(Mutex::new(state)) }
     }
 
@@ -89,6 +95,7 @@ impl AdaptivePermit {
     pub fn answered(&self) {
         let took = self.begun.elapsed();
         let mut state = self.limit.lock();
+        state.answers = state.answers.saturating_add(1);
         let fastest = state.fastest.map_or(took, |f| f.min(took));
         state.fastest = Some(fastest);
         // Most permits are in use: those that just were added are not yet.
@@ -108,12 +115,18 @@ impl AdaptivePermit {
         }
     }
 
-    /// Tells that the endpoint asked to slow down, or did not answer in time. Counts once per burst.
+    /// Tells that the endpoint asked to slow down, or did not answer in time. Counts once per burst; a refusal among many answers is
+    /// none: stores that are not overloaded have some as well.
     pub fn throttled(&self) {
         let mut state = self.limit.lock();
         if state.decreased.is_some_and(|at| at >= self.begun) {
             return;
         }
+        state.refusals += 1;
+        if state.refusals == 1 || u64::from(state.refusals) * SHARE <= u64::from(state.answers) {
+            return;
+        }
+        (state.answers, state.refusals) = (0, 0);
         state.decreased = Some(Instant::now());
         state.slow_start = false;
         state.successes = 0;
@@ -176,6 +189,24 @@ mod tests {
             round(&limit, Duration::from_millis(150), false).await;
         }
         assert!(limit.limit() >= 256, "{}", limit.limit());
+    }
+
+    /// Of a hundred requests one is refused, whatever the load: that does not lower it for ever.
+    #[tokio::test(start_paused = true)]
+    async fn rare_refusals_are_no_overload() {
+        let limit = AdaptiveLimit::new(AdaptiveSettings { start: 16, max: 256 });
+        for number in 0..2000u32 {
+            let permits = [limit.acquire().await, limit.acquire().await];
+            let held: Vec<_> = (2..limit.limit()).filter_map(|_| futures_util::FutureExt::now_or_never(limit.acquire())).collect();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            if number % 100 == 99 {
+                permits[0].throttled();
+            } else {
+                permits[0].answered();
+            }
+            drop(held);
+        }
+        assert!(limit.limit() > 200, "{}", limit.limit());
     }
 
     #[tokio::test(start_paused = true)]

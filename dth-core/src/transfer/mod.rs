@@ -28,7 +28,7 @@ use crate::{
     index::ListRequest,
     job::{Action, Job, JobParts, Overwrite, Seen},
     key_map::KeyMap,
-    limit::{AdaptiveLimit, AdaptivePermit, AdaptiveSettings, MemoryBudget, RateLimit},
+    limit::{AdaptiveLimit, AdaptivePermit, AdaptiveSettings, BudgetPermit, MemoryBudget, RateLimit},
     object::{ETag, Entry, EtagKind, ObjectInfo, ObjectKey, Tags},
     proof::{Branch, Bug, reached, wrong},
     retry::RetryPolicy,
@@ -47,6 +47,9 @@ use tokio::sync::OnceCell;
 pub struct TransferSettings {
     /// Objects up to so many bytes are held in memory, verified, and written by one request.
     pub hold_max: u64,
+    /// Objects of at least so many bytes are streamed instead of held, where the destination refuses a body without the checksum that the
+    /// source gives.
+    pub stream_min: u64,
     /// Objects up to so many bytes are written by one request where their checksum is known beforehand.
     pub single_max: u64,
     /// Bytes of a part in our own layout.
@@ -79,6 +82,7 @@ impl Default for TransferSettings {
     fn default() -> Self {
         Self {
             hold_max: 4 << 20,
+            stream_min: 256 << 10,
             single_max: 64 << 20,
             part_size: 16 << 20,
             parts_in_flight: 32,
@@ -105,6 +109,7 @@ pub struct Transfer {
     env: SharedEnv,
     settings: Arc<TransferSettings>,
     budget: MemoryBudget,
+    arriving: MemoryBudget,
     source_limit: AdaptiveLimit,
     sink_limit: AdaptiveLimit,
     bytes: Option<RateLimit>,
@@ -124,6 +129,18 @@ impl fmt::Debug for Transfer {
         f.debug_struct("Transfer").field("source", &self.source).field("sink", &self.sink).finish_non_exhaustive()
     }
 }
+
+/// The right to a read under way, and room for what arrives of it.
+struct ReadPermit {
+    _permit: AdaptivePermit,
+    _arriving: BudgetPermit,
+}
+
+/// Bytes of an answer that may have arrived before anybody asks for them: in the HTTP client, and in the TLS layer.
+const READ_WINDOW: u64 = 256 << 10;
+
+/// The part of the memory that answers may take before they are passed on.
+const ARRIVING: u64 = 4;
 
 /// How a job ended, and the record that says so.
 #[derive(Debug, Clone)]
@@ -169,6 +186,7 @@ impl Transfer {
     pub fn new(source: Arc<dyn Source>, sink: Arc<dyn Sink>, keys: KeyMap, env: SharedEnv, settings: TransferSettings) -> Self {
         Self {
             budget: MemoryBudget::new(settings.memory),
+            arriving: MemoryBudget::new(settings.memory / ARRIVING),
             source_limit: AdaptiveLimit::new(settings.source_concurrency),
             sink_limit: AdaptiveLimit::new(settings.sink_concurrency),
             bytes: settings.bytes_per_second.map(RateLimit::new),
@@ -247,10 +265,10 @@ impl Transfer {
             return Ok(Work::Ended(Box::new(self.skipped(journal, SkipReason::Unrepresentable, job.size.unwrap_or(0)))));
         }
         if self.versions == Versions::All {
-            return self.history(job, &key, journal).await;
+            return Box::pin(self.history(job, &key, journal)).await;
         }
         match job.action {
-            Action::Delete => self.delete(job, &key, journal).await,
+            Action::Delete => Box::pin(self.delete(job, &key, journal)).await,
             Action::Copy | Action::Adopt => {
                 let done = self.copy(job, &key, journal, &[]).await?;
                 let gone = matches!(&done, Work::Ended(ended) if ended.outcome == Outcome::Cancelled);
@@ -258,7 +276,7 @@ impl Transfer {
                     // Somebody removed it because the source does not hold it; a worker that had read it before may have brought
                     // it back since.
                     let again = Job { action: Action::Delete, destination: Seen::Unknown, ..job.anew() };
-                    return self.delete(&again, &key, journal).await;
+                    return Box::pin(self.delete(&again, &key, journal)).await;
                 }
                 Ok(done)
             }
@@ -344,7 +362,7 @@ impl Transfer {
 
     async fn attempt(&self, job: &Job, key: &ObjectKey, held: &Condition, journal: &mut Journal<'_>, line: &[ETag]) -> Result<Attempt> {
         if self.source.source_capability().children {
-            self.with_children(job, key, held, journal, line).await
+            Box::pin(self.with_children(job, key, held, journal, line)).await
         } else {
             self.alone(job, key, held, journal, None).await
         }
@@ -361,7 +379,7 @@ impl Transfer {
     ) -> Result<Attempt> {
         let origin = (self.settings.server_copy && pinned.is_none()).then(|| self.source.copy_origin(&job.key, None)).flatten();
         if let Some(origin) = origin.filter(|o| self.sink.can_copy(o)) {
-            match self.copy_inside(job, key, held, &origin, journal).await {
+            match Box::pin(self.copy_inside(job, key, held, &origin, journal)).await {
                 // What the store does not copy, or not for us, can still go through us.
                 Err(error) if matches!(error.op(), Op::Copy | Op::CopyPart) && is_refusal(error.kind()) => {
                     reached(Branch::CopyRefused);
@@ -371,10 +389,10 @@ impl Transfer {
             }
         }
         let options = ReadOptions { range: self.first_range(job), if_match: pinned.cloned(), version: None };
-        let mut first = self.read(&job.key, &options).await;
+        let mut first = self.read(job, &options).await;
         if matches!((&first, &options.range), (Err(e), ReadRange::Bytes(_)) if e.kind() == ErrorKind::Corrupt) {
             // T4: it shrank below what the listing said.
-            first = self.read(&job.key, &ReadOptions { range: ReadRange::Full, ..options.clone() }).await;
+            first = self.read(job, &ReadOptions { range: ReadRange::Full, ..options.clone() }).await;
         }
         let (read, permit) = match first {
             Ok(read) => read,
@@ -394,34 +412,34 @@ impl Transfer {
             // It is smaller than the listing (or an event) said: read as one, it can be checked as one.
             let pinned = ReadOptions { range: ReadRange::Full, if_match: read.info.entry.etag.clone(), version: None };
             drop((read, permit));
-            return match self.read(&job.key, &pinned).await {
+            return match self.read(job, &pinned).await {
                 Ok((read, permit)) => {
                     self.drop_upload(job, journal).await?;
-                    if size <= self.settings.hold_max {
+                    if self.goes_held_or_streamed(&read.info, size).0 {
                         self.single(key, held, read, permit, journal).await
                     } else {
-                        self.streamed(key, held, read, permit, None, journal).await
+                        Box::pin(self.streamed(key, held, read, permit, None, journal)).await
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::Precondition => Ok(Attempt::Changed),
                 Err(error) => self.unreadable(job, error, journal).await.map(|e| Attempt::Ended(Box::new(e))),
             };
         }
-        let held_whole = whole && size <= self.settings.hold_max.min(self.sink.sink_capability().max_put);
-        let streamed_whole = whole && !held_whole && self.streams_whole(&read.info, size);
+        let (held_whole, streamed_whole) = if whole { self.goes_held_or_streamed(&read.info, size) } else { (false, false) };
         let capability = self.sink.sink_capability();
         let one_request = capability.multipart.is_none() && size <= capability.max_put;
         if held_whole || streamed_whole || one_request {
             // T2: an upload of an earlier version is of no use to this one.
             self.drop_upload(job, journal).await?;
         }
+        // What few objects need is in boxes of its own: thousands of jobs wait for their turn, each with room for all of this.
         if held_whole {
-            self.single(key, held, read, permit, journal).await
+            Box::pin(self.single(key, held, read, permit, journal)).await
         } else if one_request {
             let first_part = (options.range == ReadRange::FirstPart && !whole).then_some(read.range.end);
-            self.in_one_request(job, key, held, read, permit, first_part, journal).await
+            Box::pin(self.in_one_request(job, key, held, read, permit, first_part, journal)).await
         } else if streamed_whole {
-            self.streamed(key, held, read, permit, None, journal).await
+            Box::pin(self.streamed(key, held, read, permit, None, journal)).await
         } else {
             let parts = read.info.entry.etag.as_ref().and_then(ETag::part_count).unwrap_or(1);
             let layout_unknown = parts > 1 && options.range != ReadRange::FirstPart && self.source.source_capability().first_part;
@@ -429,21 +447,29 @@ impl Transfer {
                 // The listing (or an event) said too little: the part layout comes with the first part.
                 let pinned = ReadOptions { range: ReadRange::FirstPart, if_match: read.info.entry.etag.clone(), version: None };
                 drop((read, permit));
-                return match self.read(&job.key, &pinned).await {
-                    Ok((read, permit)) => self.multipart(job, key, held, read, permit, journal).await,
+                return match self.read(job, &pinned).await {
+                    Ok((read, permit)) => Box::pin(self.multipart(job, key, held, read, permit, journal)).await,
                     Err(error) if error.kind() == ErrorKind::Precondition => Ok(Attempt::Changed),
                     Err(error) => self.unreadable(job, error, journal).await.map(|e| Attempt::Ended(Box::new(e))),
                 };
             }
-            self.multipart(job, key, held, read, permit, journal).await
+            Box::pin(self.multipart(job, key, held, read, permit, journal)).await
         }
     }
 
     /// Whether an object is written by one request where parts would do as well.
     fn goes_whole(&self, info: &ObjectInfo, size: u64) -> bool {
-        let capability = self.sink.sink_capability();
-        let held = size <= self.settings.hold_max.min(capability.max_put);
-        capability.multipart.is_some() && (held || self.streams_whole(info, size))
+        let (held, streamed) = self.goes_held_or_streamed(info, size);
+        self.sink.sink_capability().multipart.is_some() && (held || streamed)
+    }
+
+    /// Whether an object is held in memory, or streamed, into one request.
+    fn goes_held_or_streamed(&self, info: &ObjectInfo, size: u64) -> (bool, bool) {
+        let may_be_held = size <= self.settings.hold_max.min(self.sink.sink_capability().max_put);
+        let streams = self.streams_whole(info, size);
+        // What the sink judges by itself need not be held to be judged.
+        let held = may_be_held && !(streams && size >= self.settings.stream_min && self.known_sum(info).is_some());
+        (held, streams && !held)
     }
 
     /// To a sink without parts: one stream, proven by the strongest thing that the source says of the object. Of an etag of
@@ -454,7 +480,7 @@ impl Transfer {
         key: &ObjectKey,
         held: &Condition,
         read: Read,
-        permit: AdaptivePermit,
+        permit: ReadPermit,
         mut part_size: Option<u64>,
         journal: &mut Journal<'_>,
     ) -> Result<Attempt> {
@@ -475,10 +501,10 @@ impl Transfer {
         drop((read, permit));
         let read = async {
             if asks {
-                let (read, _permit) = self.read(&job.key, &first).await?;
+                let (read, _permit) = self.read(job, &first).await?;
                 part_size = Some(read.range.end);
             }
-            self.read(&job.key, &all).await
+            self.read(job, &all).await
         };
         match read.await {
             Ok((read, permit)) => self.streamed(key, held, read, permit, part_size, journal).await,
@@ -762,7 +788,14 @@ impl Transfer {
         }
     }
 
-    async fn read(&self, key: &ObjectKey, options: &ReadOptions) -> Result<(Read, AdaptivePermit)> {
+    /// Reads, once there is room for what arrives before anybody asks for it: answers come sooner than their bodies are passed on.
+    async fn read(&self, job: &Job, options: &ReadOptions) -> Result<(Read, ReadPermit)> {
+        let key = &job.key;
+        let expected = match &options.range {
+            ReadRange::Bytes(range) => range.end - range.start,
+            ReadRange::Full | ReadRange::FirstPart => job.size.unwrap_or(READ_WINDOW),
+        };
+        let arriving = self.arriving.acquire(expected.min(READ_WINDOW)).await;
         if let Some(rate) = &self.source_requests {
             rate.pass(1).await;
         }
@@ -772,7 +805,7 @@ impl Transfer {
             // The server ignored If-Match; the answer tells.
             return Err(Error::new(ErrorKind::Precondition, Op::Read, key.to_string()));
         }
-        Ok((read, permit))
+        Ok((read, ReadPermit { _permit: permit, _arriving: arriving }))
     }
 
     async fn sink_permit(&self) -> AdaptivePermit {

@@ -3,7 +3,7 @@
 //! that we recorded.
 
 use super::{
-    Attempt, Journal, Transfer,
+    Attempt, Journal, ReadPermit, Transfer,
     check::{Expected, corrupt},
     giant::hand_out,
     note,
@@ -15,7 +15,6 @@ use crate::{
     checksum::{Algorithm, Checksum},
     error::{Error, ErrorKind, Op, Result},
     job::Job,
-    limit::AdaptivePermit,
     object::{ETag, EtagKind, ObjectInfo, ObjectKey},
     plan::parts::PartPlan,
     proof::{Branch, Bug, reached, wrong},
@@ -39,7 +38,7 @@ pub(super) struct Layout {
 /// Where part bytes come from.
 pub(super) enum From<'a> {
     /// Through us, with what the first request already brought.
-    Body { first: Mutex<Option<(Range<u64>, ByteStream, AdaptivePermit)>> },
+    Body { first: Mutex<Option<(Range<u64>, ByteStream, ReadPermit)>> },
     /// From inside the store.
     Inside(&'a CopyOrigin),
 }
@@ -59,7 +58,7 @@ impl Transfer {
         key: &ObjectKey,
         held: &Condition,
         read: Read,
-        permit: AdaptivePermit,
+        permit: ReadPermit,
         journal: &mut Journal<'_>,
     ) -> Result<Attempt> {
         let Read { info, range, body } = read;
@@ -504,7 +503,7 @@ impl Transfer {
         upload: &UploadId,
         number: u32,
         range: &Range<u64>,
-        ready: Option<(Range<u64>, ByteStream, AdaptivePermit)>,
+        ready: Option<(Range<u64>, ByteStream, ReadPermit)>,
     ) -> Result<(Part, Option<Checksum>)> {
         let len = range.end - range.start;
         let (body, permit) = match ready.filter(|(of, _, _)| of == range) {
@@ -516,7 +515,7 @@ impl Transfer {
                     // The etag pins as well, and needs no right to read versions.
                     version: info.entry.version.clone().filter(|_| info.entry.etag.is_none()),
                 };
-                let (read, permit) = self.read(&job.key, &options).await?;
+                let (read, permit) = self.read(job, &options).await?;
                 if read.range != *range || read.info.entry.size != info.entry.size {
                     return Err(Error::new(ErrorKind::Corrupt, Op::Read, job.key.to_string())
                         .with_source(format!("asked for bytes {range:?}, answered {:?}", read.range)));

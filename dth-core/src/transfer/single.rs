@@ -1,7 +1,7 @@
 //! Objects that are written by one request: held in memory, or streamed when their checksum is known beforehand.
 
 use super::{
-    Attempt, Journal, Transfer,
+    Attempt, Journal, ReadPermit, Transfer,
     check::Expected,
     note,
     publish::Published,
@@ -10,7 +10,6 @@ use super::{
 use crate::{
     checksum::Algorithm,
     error::Result,
-    limit::AdaptivePermit,
     object::{EtagKind, ObjectInfo, ObjectKey},
     proof::{Bug, wrong},
     sink::{Body, Condition},
@@ -28,7 +27,7 @@ impl Transfer {
         key: &ObjectKey,
         held: &Condition,
         read: Read,
-        permit: AdaptivePermit,
+        permit: ReadPermit,
         journal: &mut Journal<'_>,
     ) -> Result<Attempt> {
         let Read { info, range, body } = read;
@@ -63,7 +62,7 @@ impl Transfer {
         key: &ObjectKey,
         held: &Condition,
         read: Read,
-        permit: AdaptivePermit,
+        permit: ReadPermit,
         part_size: Option<u64>,
         journal: &mut Journal<'_>,
     ) -> Result<Attempt> {

@@ -68,13 +68,13 @@ impl Default for WorkerSettings {
     fn default() -> Self {
         Self {
             packs: 4,
-            jobs_per_pack: 128,
+            jobs_per_pack: 96,
             lease_seconds: 60,
             max_attempts: 5,
             max_delay_seconds: 300,
             commit_batch: 90,
             grace_seconds: 25,
-            giant_threshold: 1 << 30,
+            giant_threshold: 4 << 30,
             giant_parts: 16,
             events: EventSettings::default(),
             transfer: TransferSettings::default(),

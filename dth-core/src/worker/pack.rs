@@ -269,7 +269,7 @@ impl Inner {
                     self.transfer.leave_out(job, pack.origin(index).is_some(), &mut journal).await
                 }
                 None => self.transfer.work(job, &mut journal).await,
-                Some(parts) => self.transfer.parts_of(job, parts, &pack.id, &mut journal).await,
+                Some(parts) => Box::pin(self.transfer.parts_of(job, parts, &pack.id, &mut journal)).await,
             }
         };
         let done = AssertUnwindSafe(work).catch_unwind().await;

@@ -338,10 +338,10 @@ impl Answer {
     }
 
     /// The document of this name that the answer to a change is.
-    pub(crate) async fn result(self, root: &str) -> Result<xml::Element> {
+    pub(crate) async fn result(self, root: &str) -> Result<xml::Element<'static>> {
         let (op, target) = (self.op, self.target.clone());
         let lost = |why: String| Error::new(ErrorKind::Unavailable, op, &*target).with_maybe_applied(true).with_source(why);
-        let element = xml::parse(&self.success().await?).map_err(lost)?;
+        let element = xml::parse(&self.success().await?).map(xml::Element::into_owned).map_err(lost)?;
         if element.is(root) { Ok(element) } else { Err(lost(format!("the answer is no {root}"))) }
     }
 

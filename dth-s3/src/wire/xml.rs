@@ -5,29 +5,51 @@ use crate::{error::ErrorBody, profile::Facts};
 use dth_core::object::ETag;
 use jiff::Timestamp;
 use quick_xml::{Reader, escape::resolve_xml_entity, events::Event};
+use std::borrow::Cow;
 
-/// An element with its text and children. Documents of S3 are small and flat: a page of 1,000 keys is 0.3 MB.
-#[derive(Debug, Default)]
-pub(crate) struct Element {
-    name: String,
-    text: String,
-    children: Vec<Element>,
+/// An element with its text and children. Documents of S3 are small and flat: a page of 1,000 keys is 0.3 MB, of which nothing is copied
+/// that stands there as it is meant.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Element<'a> {
+    name: Cow<'static, str>,
+    text: Cow<'a, str>,
+    children: Vec<Element<'a>>,
+}
+
+impl Element<'_> {
+    /// What listings have thousands of is not copied either, nor is there room for more than such an entry has.
+    fn begin(name: &str) -> Self {
+        let known = |name: &'static str, children| (Cow::Borrowed(name), children);
+        let (name, children) = match name {
+            "Key" => known("Key", 0),
+            "Size" => known("Size", 0),
+            "ETag" => known("ETag", 0),
+            "Contents" => known("Contents", 6),
+            "LastModified" => known("LastModified", 0),
+            "StorageClass" => known("StorageClass", 0),
+            "Version" => known("Version", 8),
+            "VersionId" => known("VersionId", 0),
+            "IsLatest" => known("IsLatest", 0),
+            other => (Cow::Owned(other.to_owned()), 0),
+        };
+        Self { name, text: Cow::Borrowed(""), children: Vec::with_capacity(children) }
+    }
 }
 
 /// Reads a document; what is wrong with it otherwise.
-pub(crate) fn parse(document: &str) -> Result<Element, String> {
+pub(crate) fn parse(document: &str) -> Result<Element<'_>, String> {
     let mut reader = Reader::from_str(document);
-    let mut open: Vec<Element> = Vec::new();
+    let mut open: Vec<Element<'_>> = Vec::new();
     loop {
         match reader.read_event().map_err(|e| e.to_string())? {
             Event::Start(start) => {
                 if open.len() > 16 {
                     return Err("elements nest too deeply".into());
                 }
-                open.push(Element { name: start.local_name().as_ref().to_owned(), ..Element::default() });
+                open.push(Element::begin(start.local_name().as_ref()));
             }
             Event::Empty(empty) => {
-                let element = Element { name: empty.local_name().as_ref().to_owned(), ..Element::default() };
+                let element = Element::begin(empty.local_name().as_ref());
                 match open.last_mut() {
                     Some(parent) => parent.children.push(element),
                     None => return Ok(element),
@@ -40,14 +62,14 @@ pub(crate) fn parse(document: &str) -> Result<Element, String> {
                     None => return Ok(element),
                 }
             }
-            Event::Text(text) => push(&mut open, &text),
-            Event::CData(text) => push(&mut open, &text),
+            Event::Text(text) => push(&mut open, text.into_inner()),
+            Event::CData(text) => push(&mut open, text.into_inner()),
             Event::GeneralRef(entity) => {
                 if let Some(c) = entity.resolve_char_ref().map_err(|e| e.to_string())? {
-                    push(&mut open, c.encode_utf8(&mut [0; 4]));
+                    push(&mut open, c.to_string().into());
                 } else {
                     let text = resolve_xml_entity(&entity).ok_or_else(|| format!("unknown entity `{}`", &*entity))?;
-                    push(&mut open, text);
+                    push(&mut open, text.into());
                 }
             }
             Event::DocType(_) => return Err("a document type is not expected".into()),
@@ -57,32 +79,40 @@ pub(crate) fn parse(document: &str) -> Result<Element, String> {
     }
 }
 
-fn push(open: &mut [Element], text: &str) {
+fn push<'a>(open: &mut [Element<'a>], text: Cow<'a, str>) {
     if let Some(element) = open.last_mut() {
         // White space between elements is no text of anybody.
-        if element.children.is_empty() {
-            element.text.push_str(text);
+        match (element.children.is_empty(), element.text.is_empty()) {
+            (true, true) => element.text = text,
+            (true, false) => element.text.to_mut().push_str(&text),
+            (false, _) => {}
         }
     }
 }
 
-impl Element {
+impl<'a> Element<'a> {
+    /// The same, for itself.
+    pub(crate) fn into_owned(self) -> Element<'static> {
+        let children = self.children.into_iter().map(Element::into_owned).collect();
+        Element { name: self.name, text: Cow::Owned(self.text.into_owned()), children }
+    }
+
     pub(crate) fn is(&self, name: &str) -> bool {
         self.name == name
     }
 
-    pub(crate) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Element> {
+    pub(crate) fn all<'b>(&'b self, name: &'b str) -> impl Iterator<Item = &'b Element<'a>> {
         self.children.iter().filter(move |c| c.name == name)
     }
 
     /// Children of several names, in their order, each with whether it is of the first one.
-    pub(crate) fn either<'a>(&'a self, first: &'a str, second: &'a str) -> impl Iterator<Item = (bool, &'a Element)> {
+    pub(crate) fn either<'b>(&'b self, first: &'b str, second: &'b str) -> impl Iterator<Item = (bool, &'b Element<'a>)> {
         self.children.iter().filter(move |c| c.name == first || c.name == second).map(move |c| (c.name == first, c))
     }
 
     /// The text of a child.
     pub(crate) fn text(&self, name: &str) -> Option<&str> {
-        self.children.iter().find(|c| c.name == name).map(|c| c.text.as_str())
+        self.children.iter().find(|c| c.name == name).map(|c| &*c.text)
     }
 
     /// The text of a child, where it is not empty.
