@@ -215,6 +215,8 @@ pub(crate) struct World<'a> {
     history: History,
     violations: Violations,
     regressions: Arc<Mutex<u64>>,
+    /// Keys whose last change at the destination was the removal of an empty object.
+    emptied: Arc<Mutex<BTreeSet<ObjectKey>>>,
     events: std::sync::atomic::AtomicUsize,
     keys: KeyMap,
 }
@@ -282,6 +284,7 @@ impl<'a> World<'a> {
             history: History::default(),
             violations,
             regressions: Arc::default(),
+            emptied: Arc::default(),
             events: std::sync::atomic::AtomicUsize::default(),
             keys,
             env,
@@ -576,7 +579,7 @@ impl<'a> World<'a> {
     /// A late deletion cannot tell an empty object from the one that it was meant for: their etags are equal.
     fn may_be_deleted_late(&self, key: &ObjectKey) -> bool {
         let empty = self.source.get(key).is_some_and(|object| object.body.is_empty());
-        empty && self.sink.get(&self.keys.to_destination(key)).is_none() && self.weather.injected().contains_key("late effect")
+        empty && self.emptied.lock().unwrap().contains(key) && self.weather.injected().contains_key("late effect")
     }
 
     pub(crate) async fn poison(&self) {
@@ -631,7 +634,7 @@ impl<'a> World<'a> {
         // What stood at each key, one after the other, with its place in the history of the source.
         let stood: Mutex<BTreeMap<ObjectKey, Vec<(usize, ETag)>>> = Mutex::default();
         let (keys, source, conditional) = (self.keys.clone(), self.source.clone(), !self.options.bare_sink);
-        let weather = Arc::clone(&self.weather);
+        let (weather, emptied) = (Arc::clone(&self.weather), Arc::clone(&self.emptied));
         let landed: Mutex<BTreeSet<ObjectKey>> = Mutex::default();
         let images = self.options.images;
         self.sink.watch(Box::new(move |key, change| {
@@ -640,6 +643,10 @@ impl<'a> World<'a> {
                 Change::Removed(_) => format!("destination: {key} is removed"),
             });
             let Some(source_key) = keys.to_source(key) else { return };
+            match change {
+                Change::Removed(object) if object.body.is_empty() => emptied.lock().unwrap().insert(source_key.clone()),
+                _ => emptied.lock().unwrap().remove(&source_key),
+            };
             let object = match change {
                 Change::Published(object) => object,
                 Change::Removed(object) => {
