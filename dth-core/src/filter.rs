@@ -26,6 +26,14 @@ pub struct FilterSettings {
     pub modified_before: Option<Timestamp>,
 }
 
+impl FilterSettings {
+    /// Whether more than the key must be known.
+    pub fn asks_for_more_than_keys(&self) -> bool {
+        let Self { min_size, max_size, modified_since, modified_before, .. } = self;
+        min_size.is_some() || max_size.is_some() || modified_since.is_some() || modified_before.is_some()
+    }
+}
+
 /// A compiled filter.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
@@ -54,8 +62,7 @@ impl Filter {
 
     /// Whether more than the key must be known.
     pub fn asks_for_more_than_keys(&self) -> bool {
-        let FilterSettings { min_size, max_size, modified_since, modified_before, .. } = &self.settings;
-        min_size.is_some() || max_size.is_some() || modified_since.is_some() || modified_before.is_some()
+        self.settings.asks_for_more_than_keys()
     }
 
     /// Whether an entry takes part. A size or time that the listing does not tell lets it pass.

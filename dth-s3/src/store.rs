@@ -186,6 +186,20 @@ impl S3Store {
         if self.facts.keys == Keys::NoDots { must_carry(self, key, op) } else { Ok(()) }
     }
 
+    /// What an element of a listing tells of an object. Most are of the class of the one before.
+    fn listed_entry(&self, key: ObjectKey, element: &xml::Element<'_>, before: Option<&Entry>) -> Entry {
+        let class_before = before.and_then(|before| before.storage_class.as_ref());
+        let class = |class: &str| class_before.filter(|before| ***before == *class).map_or_else(|| class.into(), Arc::clone);
+        Entry {
+            size: element.text("Size").and_then(|size| size.trim().parse().ok()),
+            etag: element.etag("ETag", &self.facts),
+            modified: element.time("LastModified"),
+            version: None,
+            storage_class: element.filled("StorageClass").map(class),
+            key,
+        }
+    }
+
     fn list_query<'a>(&self, request: &ListRequest) -> Request<'a> {
         let mut query = Request::new(Op::List, Method::GET, None);
         if self.facts.listing == Listing::V2 {
@@ -239,19 +253,11 @@ impl Index for S3Store {
             let key = contents.text("Key").and_then(listed).map(ObjectKey::new);
             let key = key.filter(|k| k.as_str().starts_with(&request.prefix));
             let key = key.ok_or_else(|| broken(format!("an entry without a readable key below the prefix: {:?}", contents.text("Key"))))?;
-            let size = contents.text("Size").and_then(|s| s.trim().parse().ok());
-            entries.push(Entry {
-                size: Some(size.ok_or_else(|| broken(format!("`{key}` has no size")))?),
-                etag: contents.etag("ETag", &self.facts),
-                modified: contents.time("LastModified"),
-                version: None,
-                // Most are of the class of the one before.
-                storage_class: contents.filled("StorageClass").map(|class| {
-                    let before = entries.last().and_then(|before: &Entry| before.storage_class.as_ref());
-                    before.filter(|before| ***before == *class).map_or_else(|| class.into(), Arc::clone)
-                }),
-                key,
-            });
+            let entry = self.listed_entry(key, contents, entries.last());
+            if entry.size.is_none() {
+                return Err(broken(format!("`{}` has no size", entry.key)));
+            }
+            entries.push(entry);
         }
         let truncated = root.is_truncated();
         let next = match self.facts.listing {
@@ -310,18 +316,11 @@ impl Index for S3Store {
             if begins && !goes_on && version.text("IsLatest").is_some_and(|latest| latest.trim() == "false") {
                 return Err(broken(format!("the versions of `{key}` are not listed with the youngest one first")));
             }
-            let size = version.text("Size").and_then(|s| s.trim().parse().ok());
-            if size.is_none() && !marker {
-                return Err(broken(format!("a version of `{key}` has no size")));
+            let entry = Entry { version: Some(id), ..self.listed_entry(key, version, versions.last().map(|last| &last.entry)) };
+            if entry.size.is_none() && !marker {
+                return Err(broken(format!("a version of `{}` has no size", entry.key)));
             }
-            let entry = Entry {
-                size: size.filter(|_| !marker),
-                etag: if marker { None } else { version.etag("ETag", &self.facts) },
-                modified: version.time("LastModified"),
-                version: Some(id),
-                storage_class: version.filled("StorageClass").map(Into::into),
-                key,
-            };
+            let entry = if marker { Entry { size: None, etag: None, ..entry } } else { entry };
             versions.push(Version { entry, marker });
         }
         let next = root.text("NextKeyMarker").and_then(listed);
@@ -350,10 +349,7 @@ impl Index for S3Store {
             if let Some((name, value)) = header {
                 request = request.header(name, value)?;
             }
-            Ok::<_, Error>(match version {
-                Some(version) => request.query("versionId", version.as_str()),
-                None => request,
-            })
+            Ok::<_, Error>(request.of_version(version))
         };
         let head = || ask(Op::Head, Method::HEAD, self.facts.checksum_mode.then_some(("x-amz-checksum-mode", "ENABLED")));
         let answer = match self.wire.send(head()?).await {
@@ -398,10 +394,7 @@ impl Source for S3Store {
         if options.range == ReadRange::FirstPart && self.facts.part_reads {
             request = request.query("partNumber", "1");
         }
-        if let Some(version) = &options.version {
-            request = request.query("versionId", version.as_str());
-        }
-        let answer = self.wire.send(request).await?;
+        let answer = self.wire.send(request.of_version(options.version.as_ref())).await?;
         let (mut info, range) = self.judge_read(key, options, &answer)?;
         let of_what = options.range == ReadRange::FirstPart || self.facts.dialect == Dialect::Cos;
         if answer.status == StatusCode::PARTIAL_CONTENT && of_what {
@@ -415,13 +408,7 @@ impl Source for S3Store {
         let Some(form) = self.facts.restore else {
             return Err(Error::new(ErrorKind::Unsupported, Op::Restore, self.wire.target(Some(key))));
         };
-        let of_version = |op, method| {
-            let request = Request::new(op, method, Some(key));
-            match version {
-                Some(version) => request.query("versionId", version.as_str()),
-                None => request,
-            }
-        };
+        let of_version = |op, method| Request::new(op, method, Some(key)).of_version(version);
         // Where it stands, and of what class it is: one that moves by itself takes no number of days.
         let answer = self.wire.send(of_version(Op::Head, Method::HEAD)).await?;
         let said = |name: &str| answer.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
@@ -455,10 +442,7 @@ impl Source for S3Store {
     }
 
     async fn tags(&self, key: &ObjectKey, version: Option<&VersionId>) -> Result<Tags> {
-        let mut request = Request::new(Op::Tags, Method::GET, Some(key)).query("tagging", "");
-        if let Some(version) = version {
-            request = request.query("versionId", version.as_str());
-        }
+        let request = Request::new(Op::Tags, Method::GET, Some(key)).query("tagging", "").of_version(version);
         let answer = match self.wire.send(request).await {
             // Some say so of an object without tags.
             Err(error) if error.code().is_some_and(|code| code.contains("NoSuchTagSet")) => return Ok(Tags::new()),

@@ -794,7 +794,6 @@ fn moving(server_copy: bool) -> WorkerSettings {
     WorkerSettings { transfer: TransferSettings { server_copy, ..TransferSettings::default() }, ..WorkerSettings::default() }
 }
 
-/// The pair: a task from one prefix to another arrives byte for byte, through us and (where it can) inside the store, and a second
 /// Versions and delete markers are listed with the youngest first, key by key, and each is read as it was.
 pub async fn versions_keep_their_order(bench: &StoreBench) -> Checked {
     if !bench.sink.keeps_versions().await? {
@@ -840,6 +839,7 @@ pub async fn versions_keep_their_order(bench: &StoreBench) -> Checked {
     Ok(Verdict::Held)
 }
 
+/// The pair: a task from one prefix to another arrives byte for byte, through us and (where it can) inside the store, and a second
 /// run finds nothing to do.
 pub async fn a_task_arrives_whole_and_does_nothing_twice(bench: &StoreBench) -> Checked {
     let mut objects = Vec::new();

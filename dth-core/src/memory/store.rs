@@ -226,7 +226,7 @@ impl MemoryStore {
     fn take_away(&self, state: &mut State, key: &ObjectKey) -> Option<Arc<StoredObject>> {
         if self.settings.versions {
             state.last += 1;
-            let id = VersionId::new(format!("{:08}", state.last));
+            let id = version_id(state.last);
             state.past.entry(key.clone()).or_default().push(Past { id, object: None });
         }
         state.objects.remove(key)
@@ -290,7 +290,7 @@ impl MemoryStore {
             tags: options.tags.clone(),
             parts,
             modified: Timestamp::from_millisecond(1_700_000_000_000 + state.last as i64).unwrap_or(Timestamp::MAX),
-            version: self.settings.versions.then(|| VersionId::new(format!("{:08}", state.last))),
+            version: self.settings.versions.then(|| version_id(state.last)),
         };
         if let Some(watcher) = &state.watcher {
             (watcher.0)(key, Change::Published(&object));
@@ -345,6 +345,11 @@ impl MemoryStore {
     fn target(&self, key: &ObjectKey) -> String {
         format!("{}/{key}", self.settings.name)
     }
+}
+
+/// In the order of writes.
+fn version_id(number: u64) -> VersionId {
+    VersionId::new(format!("{number:08}"))
 }
 
 fn entry(key: &ObjectKey, object: &StoredObject) -> Entry {

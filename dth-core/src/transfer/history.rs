@@ -21,8 +21,10 @@ use std::sync::Arc;
 
 /// What one try at a history came to.
 enum Tried {
-    /// It is whole.
-    Whole,
+    /// Nothing lacked: this is what stands there.
+    Stands(Vec<Version>),
+    /// What lacked was put there.
+    Put,
     /// One of its versions stays behind, and so do those after it.
     Skipped(SkipReason),
     /// Somebody else wrote, or the source has changed: look again.
@@ -54,22 +56,20 @@ impl Transfer {
                 let record = Record { source: None, destination: None, ..journal.next(Status::Cancelled, self.env.now()) };
                 return Ok(Work::Ended(Box::new(Ended { outcome: Outcome::Cancelled, bytes: 0, record, filled: None })));
             };
-            match self.append(key, &here, &mut moved, journal).await? {
-                Tried::Whole => {
-                    self.drop_upload(job, journal).await?;
-                    let there = self.versions_of(&*self.sink, key).await?;
-                    if self.stand(&here, &there, journal.record()) < here.len() {
-                        starts += 1;
-                    } else {
-                        return Ok(Work::Ended(Box::new(self.whole_history(&now, &here, &there, &moved, journal))));
-                    }
-                }
-                Tried::Changed => starts += 1,
+            let there = match self.append(key, &here, &mut moved, journal).await? {
+                Tried::Stands(there) => Some(there),
+                Tried::Put => Some(self.versions_of(&*self.sink, key).await?),
+                Tried::Changed => None,
                 Tried::Skipped(reason) => {
                     self.drop_upload(job, journal).await?;
                     return Ok(Work::Ended(Box::new(self.skipped(journal, reason, now.size.unwrap_or(0)))));
                 }
+            };
+            if let Some(there) = there.filter(|there| self.stand(&here, there, journal.record()) == here.len()) {
+                self.drop_upload(job, journal).await?;
+                return Ok(Work::Ended(Box::new(self.whole_history(&now, &here, &there, &moved, journal))));
             }
+            starts += 1;
             if starts >= FRESH_STARTS {
                 return Err(Error::new(ErrorKind::Conflict, Op::Transfer, self.name_of(key))
                     .with_source("source or destination kept changing while versions were moved"));
@@ -138,6 +138,9 @@ impl Transfer {
     async fn append(&self, key: &ObjectKey, here: &[Version], moved: &mut Moved, journal: &mut Journal<'_>) -> Result<Tried> {
         let there = self.versions_of(&*self.sink, key).await?;
         let lacking = &here[self.stand(here, &there, journal.record())..];
+        if lacking.is_empty() {
+            return Ok(Tried::Stands(there));
+        }
         // Before anything is written: a history that ends in its middle would show an old version as the current one.
         let archived = self.source.index_capability().archived;
         for version in lacking.iter().filter(|version| !version.marker && is_archived(&version.entry, archived)) {
@@ -166,7 +169,7 @@ impl Transfer {
             }
             last = Some(Version { entry: Entry { etag, ..version.entry.clone() }, marker: version.marker });
         }
-        Ok(Tried::Whole)
+        Ok(Tried::Put)
     }
 
     /// Marks the object as deleted.

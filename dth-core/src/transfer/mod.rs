@@ -212,6 +212,11 @@ impl Transfer {
         self
     }
 
+    /// Whether objects are moved with all that they were.
+    pub(crate) fn moves_histories(&self) -> bool {
+        self.versions == Versions::All
+    }
+
     /// The settings.
     pub fn settings(&self) -> &TransferSettings {
         &self.settings
@@ -264,7 +269,7 @@ impl Transfer {
         if !self.sink.carries(&key) {
             return Ok(Work::Ended(Box::new(self.skipped(journal, SkipReason::Unrepresentable, job.size.unwrap_or(0)))));
         }
-        if self.versions == Versions::All {
+        if self.moves_histories() {
             return Box::pin(self.history(job, &key, journal)).await;
         }
         match job.action {
@@ -432,7 +437,7 @@ impl Transfer {
             // T2: an upload of an earlier version is of no use to this one.
             self.drop_upload(job, journal).await?;
         }
-        // What few objects need is in boxes of its own: thousands of jobs wait for their turn, each with room for all of this.
+        // Each in a box of its own: hundreds of jobs wait for their turn, and none of them needs room for all of this.
         if held_whole {
             Box::pin(self.single(key, held, read, permit, journal)).await
         } else if one_request {

@@ -22,7 +22,6 @@ use crate::{
     source::Source,
     state::{RunId, RunState, StateStore},
     transfer::{Transfer, TransferSettings},
-    versions::Versions,
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -174,7 +173,6 @@ impl WorkerBuilder {
         let intake = Intake::new(&selection, &self.settings.events)?;
         let transfer = Transfer::new(self.source, self.sink, self.keys, Arc::clone(&self.env), self.settings.transfer.clone())
             .with_selection(&selection);
-        let versions = selection.versions;
         Ok(Worker {
             inner: Arc::new(Inner {
                 transfer,
@@ -183,7 +181,6 @@ impl WorkerBuilder {
                 env: self.env,
                 settings: self.settings,
                 intake,
-                versions,
                 events: self.events,
                 alarms: self.alarms,
                 cancelled: Mutex::default(),
@@ -206,7 +203,6 @@ struct Inner {
     env: SharedEnv,
     settings: WorkerSettings,
     intake: Intake,
-    versions: Versions,
     events: Events,
     alarms: Alarms,
     /// Whether a run is called off, as of when we asked.

@@ -10,7 +10,6 @@ use crate::{
     queue::{Delivery, Message},
     state::{Claim, Committed, EVENTS, JobEnd, Origin, Outcome, Record, RecordWrite, RunId, Status, Waiting, WriteResult},
     transfer::{Ended, Giants, Journal, Tenure, Work, is_same},
-    versions::Versions,
 };
 use futures_util::{FutureExt, StreamExt, stream};
 use std::{collections::VecDeque, panic::AssertUnwindSafe, time::Duration};
@@ -236,8 +235,8 @@ impl Inner {
         // The last tries of an object are made by one worker alone.
         let giants = Giants { least: self.settings.giant_threshold, parts_a_job: self.settings.giant_parts };
         // Of many versions, one waits for the other.
-        let alone = self.versions == Versions::All;
-        let giants = Some(giants).filter(|g| g.least > 0 && !alone && attempts <= self.shared_tries());
+        let in_turn = self.transfer.moves_histories();
+        let giants = Some(giants).filter(|g| g.least > 0 && !in_turn && attempts <= self.shared_tries());
         let mut journal = Journal::new(tenure, run.clone(), &job.key, known, attempts, self.env.now())
             .with_giants(giants, pack.origin(index))
             .with_sequencer(job.sequencer.clone());

@@ -128,8 +128,8 @@ pub(super) const S3S_FS: Facts = Facts {
 };
 
 /// Alibaba Cloud OSS API reference: PutObject, InitiateMultipartUpload, UploadPart, CompleteMultipartUpload, CopyObject, GetObject,
-/// ListObjectsV2, ListObjectVersions, RestoreObject; "Object naming conventions"; "Regions and endpoints"; error 0017-00000245 (no `If-Match` on PutObject).
-/// Names of hosts, the reading of listings and the checksum as alibabacloud-oss-v2 1.4.1 has them.
+/// ListObjectsV2, ListObjectVersions, RestoreObject; "Object naming conventions"; "Regions and endpoints"; error 0017-00000245 (no
+/// `If-Match` on PutObject). Names of hosts, the reading of listings and the checksum as alibabacloud-oss-v2 1.4.1 has them.
 pub(super) const OSS: Facts = Facts {
     scheme: "oss",
     dialect: Dialect::Oss,
@@ -171,8 +171,8 @@ pub(super) const OSS: Facts = Facts {
 };
 
 /// Tencent Cloud COS API documents: PUT Object (436/7749), GET Bucket (436/7734), Initiate, Upload Part (436/7750), Complete, PUT Object -
-/// Copy (436/10881), GET Bucket Object versions (436/35521), POST Object restore (436/12633), "Object overview" (436/13324), "Storage class overview". Names of hosts, the reading of listings
-/// and the checksum as cos-python-sdk-v5 1.9.44 and cos-go-sdk-v5 have them.
+/// Copy (436/10881), GET Bucket Object versions (436/35521), POST Object restore (436/12633), "Object overview" (436/13324), "Storage class
+/// overview". Names of hosts, the reading of listings and the checksum as cos-python-sdk-v5 1.9.44 and cos-go-sdk-v5 have them.
 pub(super) const COS: Facts = Facts {
     scheme: "cos",
     dialect: Dialect::Cos,

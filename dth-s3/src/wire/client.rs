@@ -17,7 +17,7 @@ use dth_core::{
         Body, Connector, Http, HttpSettings,
         body::{self, Patience},
     },
-    object::ObjectKey,
+    object::{ObjectKey, VersionId},
     source::ByteStream,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
@@ -71,6 +71,14 @@ pub(crate) struct Request<'a> {
 impl<'a> Request<'a> {
     pub(crate) fn new(op: Op, method: Method, key: Option<&'a ObjectKey>) -> Self {
         Self { op, method, key, query: Vec::new(), headers: HeaderMap::new(), body: RequestBody::Empty }
+    }
+
+    /// Of this version, where one is named.
+    pub(crate) fn of_version(self, version: Option<&VersionId>) -> Self {
+        match version {
+            Some(version) => self.query("versionId", version.as_str()),
+            None => self,
+        }
     }
 
     pub(crate) fn query(mut self, name: &'static str, value: impl Into<String>) -> Self {

@@ -27,10 +27,10 @@ async fn main() -> anyhow::Result<()> {
     let settings = Settings::load(&args.config)?;
     let key = ObjectKey::new(args.key);
     let there = settings.key_map()?.to_destination(&key);
-    println!("source       {}", describe(settings.source().await?.head(&key, None).await));
-    println!("destination  {}", describe(settings.sink(None).await?.head(&there, None).await));
+    let (source, sink) = (settings.source().await?, settings.sink(None).await?);
+    println!("source       {}", describe(source.head(&key, None).await));
+    println!("destination  {}", describe(sink.head(&there, None).await));
     if settings.finder.versions == Versions::All {
-        let (source, sink) = (settings.source().await?, settings.sink(None).await?);
         for (side, versions) in [("source", history(&*source, &key).await), ("destination", history(&*sink, &there).await)] {
             for version in versions? {
                 let what = if version.marker { "delete marker".into() } else { describe(Ok(ObjectInfo::of(version.entry.clone()))) };

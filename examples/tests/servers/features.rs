@@ -1,6 +1,6 @@
 //! What a bucket can be told and asked: encryption, classes, copies inside, versions, regions, identities, proxies.
 
-use crate::support::{bytes, contents, ministacks, pair, put, put_multipart, venv};
+use crate::support::{bytes, contents, enable_versioning, ministacks, pair, put, put_multipart, venv};
 use dth_core::{
     checksum::{Algorithm, Checksum},
     error::ErrorKind,
@@ -152,8 +152,7 @@ async fn one_store_copies_inside() {
 #[ignore = "needs ministack: run `cargo xtask test`"]
 async fn versions_are_read_by_their_id() {
     let pair = ministacks().await;
-    let versioning = r#"client("s3").put_bucket_versioning(Bucket="source", VersioningConfiguration={"Status": "Enabled"})"#;
-    pair.source_server().python(&venv(), versioning, &[]).await.unwrap();
+    enable_versioning(pair.source_server(), "source").await;
     let key = ObjectKey::from("k");
     let body = |text: &'static str| Body::Bytes(vec![text.into()]);
     let old = pair.source.put(&key, body("old"), &PutOptions::default()).await.unwrap().version.unwrap();

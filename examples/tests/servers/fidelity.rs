@@ -1,6 +1,6 @@
 //! All that an object was, what is archived, and other names: versions, restores, key mappings.
 
-use crate::support::{Pair, bytes, contents, ministacks, open_uploads, pair, put, put_multipart, venv};
+use crate::support::{Pair, bytes, contents, enable_versioning, ministacks, open_uploads, pair, put, put_multipart, venv};
 use dth_core::{
     index::Index,
     key_map::KeyRules,
@@ -37,14 +37,6 @@ for key in sys.argv[2:]:
         more = {"KeyMarker": page.find("{*}NextKeyMarker").text, "VersionIdMarker": page.find("{*}NextVersionIdMarker").text}
     print(key, *reversed(told))
 "#;
-
-async fn enable_versioning(server: &Server, bucket: &str) {
-    let script = r#"
-s3 = client("s3", aws_access_key_id=sys.argv[2], aws_secret_access_key=sys.argv[3])
-s3.put_bucket_versioning(Bucket=sys.argv[1], VersioningConfiguration={"Status": "Enabled"})"#;
-    let (access, secret) = server.keys();
-    server.python(&venv(), script, &[bucket, access, secret]).await.unwrap();
-}
 
 async fn versioned(from: Server, to: Server) -> Pair {
     let mut pair = pair(from, to).await;

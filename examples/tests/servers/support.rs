@@ -118,3 +118,11 @@ pub(crate) async fn contents(store: &S3Store, tags: bool) -> BTreeMap<ObjectKey,
 pub(crate) async fn open_uploads(store: &S3Store) -> usize {
     store.list_uploads("", None).await.unwrap().0.len()
 }
+
+pub(crate) async fn enable_versioning(server: &Server, bucket: &str) {
+    let script = r#"
+s3 = client("s3", aws_access_key_id=sys.argv[2], aws_secret_access_key=sys.argv[3])
+s3.put_bucket_versioning(Bucket=sys.argv[1], VersioningConfiguration={"Status": "Enabled"})"#;
+    let (access, secret) = server.keys();
+    server.python(&venv(), script, &[bucket, access, secret]).await.unwrap();
+}
