@@ -152,8 +152,11 @@ class Bench:
             file.write(f'[source]\nendpoint = "{self.source.url}"\n{side}[destination]\nendpoint = "{self.destination.url}"\n{side}')
         return f"exec {self.bin}/transfer -c {task}"
 
-    def commands(self, bucket, workload):
-        """Each copier's command line, the peers' at their defaults and at their best hand-tuned settings."""
+    def command(self, name, bucket, workload, more=""):
+        return self.dth(bucket, more) if name == "dth" else self.others(bucket, workload)[name]
+
+    def others(self, bucket, workload):
+        """The command lines of the floor and of the peers, at their defaults and at their best hand-tuned settings."""
         source, destination, hop = self.source.url, self.destination.url, f"{self.folder}/hop"
         synced = workload.get("synced")
         rclone = f"{self.venv}/bin/rclone {'sync' if synced else 'copy'} src:{bucket} dst:{bucket} -q"
@@ -172,7 +175,6 @@ class Bench:
         far = "source" in workload
         return {
             "floor": f"{pump} compare {source} {destination} {bucket}" if synced else f"{pump} copy {source} {destination} {bucket} {256 if far else 32}",
-            "dth": self.dth(bucket),
             "rclone-default": f"exec {rclone}",
             "rclone-64": f"exec {tuned} --transfers 64 --checkers 64",
             "rclone-256": f"exec {tuned} --transfers 256 --checkers 256",
@@ -223,8 +225,7 @@ class Bench:
             self.source.tell("tamper", key=key, how="flip")
         self.source.tell("tamper", key=overwritten, how="overwrite")
         quick = "[worker]\nmax_attempts = 2\nmax_delay_seconds = 1\n"
-        command = self.dth(bucket, quick) if name == "dth" else self.commands(bucket, {})[name]
-        _, _, _, code = self.run(command, 300)
+        _, _, _, code = self.run(self.command(name, bucket, {}, quick), 300)
         there, after = self.destination.tell("sums", bucket=bucket), self.source.tell("sums", bucket=bucket)
         found = []
         if code == 0:
@@ -242,19 +243,19 @@ class Bench:
 
     def measure(self, name, workload, bucket, expected):
         """One run, or the reason why it has no time."""
-        if workload.get("synced"):
+        recorded = name == "dth" and workload.get("etags") == "opaque"
+        if workload.get("synced") and not recorded:
             self.seed(self.destination, bucket, workload)
         else:
             self.destination.tell("clear", bucket=bucket)
         if workload.get("cluster"):
             return self.measure_cluster(workload, bucket, expected) if name == "dth" else "no such thing"
-        if name == "dth" and workload.get("etags") == "opaque":
+        if recorded:
             return self.measure_recorded(workload, bucket, expected)
-        return self.timed(self.commands(bucket, workload)[name], workload, bucket, expected)
+        return self.timed(self.command(name, bucket, workload), workload, bucket, expected)
 
     def measure_recorded(self, workload, bucket, expected):
         """With etags that never match, the state knows the pairs: a run before the one that is timed has recorded them."""
-        self.destination.tell("clear", bucket=bucket)
         first = self.dth(bucket)
         _, _, _, code = self.run(first, 400)
         if code != 0:
@@ -364,7 +365,7 @@ def main():
 
     bench = Bench(arguments)
     try:
-        known = bench.commands("b", {})
+        known = ["dth", *bench.others("b", {})]
         if unknown := [peer for peer in peers if peer not in known]:
             raise SystemExit(f"no such copier: {', '.join(unknown)}; there are {', '.join(known)}")
         write(f"# {datetime.datetime.now():%Y-%m-%d %H:%M}, {os.cpu_count()} cores, {arguments.rounds} rounds, medians and spread\n")

@@ -4,6 +4,12 @@ pub mod mems3;
 
 use dth_core::report::human_bytes;
 
+/// The text of the first element of this name, as it stands there.
+pub fn between<'a>(document: &'a str, name: &str) -> Option<&'a str> {
+    let (_, rest) = document.split_once(&format!("<{name}>"))?;
+    rest.split_once(&format!("</{name}>")).map(|(text, _)| text)
+}
+
 /// Memory of this process at its highest, in bytes, as Linux tells it; 0 elsewhere.
 pub fn peak_memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

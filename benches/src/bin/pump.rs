@@ -6,6 +6,7 @@
 
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
+use dth_benches::between;
 use http_body_util::{BodyExt, Full, combinators::BoxBody};
 use hyper::{Method, Request, Response, body::Incoming};
 use hyper_util::{
@@ -124,11 +125,6 @@ fn completion(mut etags: Vec<(u64, String)>) -> String {
         let _ = write!(document, "<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>");
     }
     document + "</CompleteMultipartUpload>"
-}
-
-fn between<'a>(text: &'a str, name: &str) -> Option<&'a str> {
-    let (_, rest) = text.split_once(&format!("<{name}>"))?;
-    rest.split_once(&format!("</{name}>")).map(|(value, _)| value)
 }
 
 #[tokio::main(worker_threads = 2)]

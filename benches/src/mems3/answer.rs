@@ -4,9 +4,10 @@ use super::{
     Asked, Body, Tamper,
     body::Received,
     lock,
-    store::{Bucket, Object, Part, Store, Upload},
+    store::{Bucket, Object, Part, Store, Upload, md5_of},
     whole,
 };
+use crate::between;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::{Bytes, BytesMut};
 use dth_core::checksum::{Algorithm, Checksum};
@@ -339,7 +340,7 @@ pub(super) fn copy(store: &Store, bucket: &Bucket, asked: &Asked) -> Answer {
             return error(StatusCode::BAD_REQUEST, "InvalidArgument");
         }
         let segments = origin.slice(from, to);
-        let md5 = segments.iter().fold(Md5::new(), Md5::chain_update).finalize().into();
+        let md5 = md5_of(&segments);
         let call = Call { bucket, key: &asked.key, query: &asked.query, headers: asked.request.headers() };
         return match call.keep_part(Received { segments, len: to - from, md5 }) {
             Ok(etag) => xml("CopyPartResult", &format!("<ETag>\"{etag}\"</ETag>")),
@@ -348,7 +349,7 @@ pub(super) fn copy(store: &Store, bucket: &Bucket, asked: &Asked) -> Answer {
     }
     let headers = asked.request.headers();
     let replaces = |name: &str| asked.header(name) == Some("REPLACE");
-    let md5 = origin.segments.iter().fold(Md5::new(), Md5::chain_update).finalize();
+    let md5 = md5_of(&origin.segments);
     let metadata = if replaces("x-amz-metadata-directive") { kept(headers) } else { origin.headers.clone() };
     let mut made = Object::new(origin.segments.clone(), origin.len, bucket.etag(&md5, None), metadata);
     made.tags = if replaces("x-amz-tagging-directive") { tags(headers) } else { origin.tags.clone() };
@@ -378,10 +379,8 @@ impl Call<'_> {
         if let Ok(value) = HeaderValue::try_from(format!("\"{etag}\"")) {
             answer.headers_mut().insert("etag", value);
         }
-        for name in ["x-amz-checksum-crc64nvme"] {
-            if let Some(value) = self.headers.get(name) {
-                answer.headers_mut().insert(name, value.clone());
-            }
+        if let Some(sum) = self.headers.get("x-amz-checksum-crc64nvme") {
+            answer.headers_mut().insert("x-amz-checksum-crc64nvme", sum.clone());
         }
         answer
     }
@@ -427,12 +426,7 @@ impl Call<'_> {
 
     pub(super) fn put_tags(&self, received: &Received) -> Answer {
         let document = received.text();
-        let between = |text: &str, name: &str| {
-            let (_, rest) = text.split_once(&format!("<{name}>"))?;
-            let (value, _) = rest.split_once(&format!("</{name}>"))?;
-            quick_xml::escape::unescape(value).ok().map(Cow::into_owned)
-        };
-        let tags = document.split("<Tag>").skip(1).filter_map(|tag| Some((between(tag, "Key")?, between(tag, "Value")?))).collect();
+        let tags = document.split("<Tag>").skip(1).filter_map(|tag| Some((unescaped(tag, "Key")?, unescaped(tag, "Value")?))).collect();
         let mut objects = lock(&self.bucket.objects);
         let Some(object) = objects.get_mut(self.key) else { return not_found() };
         Arc::make_mut(object).tags = tags;
@@ -495,14 +489,11 @@ impl Call<'_> {
 
 /// Numbers and etags of the parts in a document of CompleteMultipartUpload.
 fn named_parts(document: &str) -> Vec<(u32, String)> {
-    let between = |text: &str, name: &str| {
-        let (_, rest) = text.split_once(&format!("<{name}>"))?;
-        rest.split_once(&format!("</{name}>")).map(|(value, _)| value.to_owned())
-    };
-    let etag = |text: String| quick_xml::escape::unescape(&text).ok().map(|etag| etag.trim_matches('"').to_owned());
-    document
-        .split("<Part>")
-        .skip(1)
-        .filter_map(|part| Some((between(part, "PartNumber")?.trim().parse().ok()?, etag(between(part, "ETag")?)?)))
-        .collect()
+    let part = |part| Some((between(part, "PartNumber")?.trim().parse().ok()?, unescaped(part, "ETag")?.trim_matches('"').to_owned()));
+    document.split("<Part>").skip(1).filter_map(part).collect()
+}
+
+/// The text of the first element of this name, as it is meant.
+fn unescaped(document: &str, name: &str) -> Option<String> {
+    quick_xml::escape::unescape(between(document, name)?).ok().map(Cow::into_owned)
 }

@@ -113,6 +113,10 @@ pub(super) struct Part {
     pub(super) etag: String,
 }
 
+pub(super) fn md5_of(segments: &[Bytes]) -> [u8; 16] {
+    segments.iter().fold(Md5::new(), Md5::chain_update).finalize().into()
+}
+
 /// What a bucket holds.
 #[derive(Debug, Default)]
 pub(super) struct Bucket {
@@ -217,24 +221,19 @@ impl Bucket {
                 in_part = (in_part + take) % step;
                 at = (at + take) % POOL;
             }
-            let body = Object::new(segments, seed.size as u64, String::new(), HeaderMap::new());
-            let mut object = body;
+            let mut object = Object::new(segments, seed.size as u64, String::new(), HeaderMap::new());
             if seed.part > 0 {
                 let parts: Vec<u64> = (0..object.len).step_by(seed.part).map(|from| (object.len - from).min(seed.part as u64)).collect();
                 let mut all = Md5::new();
                 let mut from = 0;
                 for len in &parts {
-                    let mut md5 = Md5::new();
-                    object.slice(from, from + len).iter().for_each(|segment| md5.update(segment));
-                    all.update(md5.finalize());
+                    all.update(md5_of(&object.slice(from, from + len)));
                     from += len;
                 }
                 object.etag = self.etag(&all.finalize(), Some(parts.len()));
                 object.parts = parts;
             } else {
-                let mut md5 = Md5::new();
-                object.segments.iter().for_each(|segment| md5.update(segment));
-                object.etag = self.etag(&md5.finalize(), None);
+                object.etag = self.etag(&md5_of(&object.segments), None);
             }
             object.modified = SystemEnv.now() - jiff::SignedDuration::from_hours(1);
             made.push((format!("d{:03}/k{number:07}.bin", number % seed.folders.max(1)), Arc::new(object)));
