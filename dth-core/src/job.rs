@@ -228,7 +228,7 @@ impl Intake {
     pub fn covers(&self, key: &ObjectKey) -> Result<bool> {
         match &self.prefixes {
             Some(prefixes) => prefixes.covers(key.as_str()),
-            None => Ok(key.as_str().starts_with(&self.prefix)),
+            None => Ok(key.starts_with(&self.prefix)),
         }
     }
 

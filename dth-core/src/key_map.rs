@@ -71,12 +71,15 @@ impl KeyMap {
 
     /// The destination key of a source key. May be empty, which no store carries.
     pub fn to_destination(&self, key: &ObjectKey) -> ObjectKey {
+        if self.prefix.is_empty() && self.strip.is_empty() && self.replace.is_none() {
+            return key.clone();
+        }
         let rest = self.stripped(key.as_str());
         let rest = match &self.replace {
             None => Cow::Borrowed(rest),
             Some(replace) => replace.0.replace_all(rest, replace.1.as_str()),
         };
-        if self.prefix.is_empty() && *rest == *key.as_str() { key.clone() } else { ObjectKey::new(format!("{}{rest}", self.prefix)) }
+        ObjectKey::new(format!("{}{rest}", self.prefix))
     }
 
     /// The source key of a destination key; `None` when it has another prefix, or when a pattern cannot be undone.

@@ -168,7 +168,8 @@ impl Sink for S3Store {
             request = request.header("x-amz-checksum-algorithm", "CRC64NVME")?.header("x-amz-checksum-type", "FULL_OBJECT")?;
         }
         let answer = self.wire.send(request).await?;
-        let root = answer.result("InitiateMultipartUploadResult").await?;
+        let document = answer.result("InitiateMultipartUploadResult").await?;
+        let root = document.root();
         let id = root.filled("UploadId").map(UploadId::new);
         id.ok_or_else(|| Error::new(ErrorKind::Corrupt, Op::CreateUpload, self.wire.target(Some(key))).with_source("no upload id"))
     }
@@ -200,7 +201,8 @@ impl Sink for S3Store {
                 .query("part-number-marker", marker.clone());
             let document = self.wire.send(request).await?.document().await?;
             let broken = |why: String| Error::new(ErrorKind::Corrupt, Op::ListParts, self.wire.target(Some(key))).with_source(why);
-            let root = xml::parse(&document).map_err(broken)?;
+            let document = xml::parse(&document).map_err(broken)?;
+            let root = document.root();
             if !root.is("ListPartsResult") {
                 return Err(broken("the answer is no list of parts".into()));
             }
@@ -234,12 +236,13 @@ impl Sink for S3Store {
         }
         let document = self.wire.send(request).await?.document().await?;
         let broken = |why: String| Error::new(ErrorKind::Corrupt, Op::ListUploads, self.wire.target(None)).with_source(why);
-        let root = xml::parse(&document).map_err(broken)?;
+        let document = xml::parse(&document).map_err(broken)?;
+        let root = document.root();
         if !root.is("ListMultipartUploadsResult") {
             return Err(broken("the answer is no list of uploads".into()));
         }
         let encoded = self.facts.encoded_uploads && root.is_encoded();
-        let listed = |text: &str| self.facts.listed(text, encoded).map(ObjectKey::new);
+        let listed = |text| self.facts.listed(text, encoded).map(ObjectKey::new);
         let mut uploads = Vec::new();
         for upload in root.all("Upload") {
             let key = upload.text("Key").and_then(listed);
@@ -274,7 +277,8 @@ impl Sink for S3Store {
         request.body = RequestBody::Document(document);
         let answer = self.wire.send(request).await?;
         let mut written = headers::written(&answer.headers, &self.facts);
-        let root = answer.result("CompleteMultipartUploadResult").await?;
+        let document = answer.result("CompleteMultipartUploadResult").await?;
+        let root = document.root();
         written.etag = root.etag("ETag", &self.facts);
         // Nobody has said what the etag of parts is.
         written.opaque_etag |= self.facts.vouches_for_puts_only();
@@ -317,7 +321,8 @@ impl Sink for S3Store {
         self.condition(&mut request.headers, &options.condition, Op::Copy)?;
         let answer = self.wire.send(request).await?;
         let mut written = headers::written(&answer.headers, &self.facts);
-        let root = answer.result("CopyObjectResult").await?;
+        let document = answer.result("CopyObjectResult").await?;
+        let root = document.root();
         written.etag = root.etag("ETag", &self.facts);
         // Only those of puts are said to be an MD5.
         written.opaque_etag |= self.facts.vouches_for_puts_only();
@@ -341,7 +346,8 @@ impl Sink for S3Store {
         request.headers.insert("x-amz-copy-source-if-match", headers::quoted(source, &self.facts, Op::CopyPart)?);
         let answer = self.wire.send(request).await?;
         let headers = answer.headers.clone();
-        let root = answer.result("CopyPartResult").await?;
+        let document = answer.result("CopyPartResult").await?;
+        let root = document.root();
         let etag = root.etag("ETag", &self.facts);
         let etag = etag.ok_or_else(|| Error::new(ErrorKind::Corrupt, Op::CopyPart, self.wire.target(Some(key))).with_source("no etag"))?;
         let opaque_etag = headers::is_opaque(&headers, &self.facts, Some(&etag)) || self.facts.vouches_for_puts_only();

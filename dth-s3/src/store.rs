@@ -18,7 +18,7 @@ use dth_core::{
     versions::{Version, VersionsPage},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
-use std::{fmt, sync::Arc};
+use std::{borrow::Cow, fmt, sync::Arc};
 
 /// A bucket of an S3 store, as source and as sink. Clones share connections and credentials.
 #[derive(Clone)]
@@ -107,7 +107,8 @@ impl S3Store {
             };
             facts.clock_ahead_seconds = self.wire.clock_ahead(&answer.headers).or(facts.clock_ahead_seconds);
             let document = answer.document().await?;
-            let root = xml::parse(&document).unwrap_or_default();
+            let document = xml::parse(&document).unwrap_or_default();
+            let root = document.root();
             let rule = root.all("Rule").flat_map(|r| r.all("ApplyServerSideEncryptionByDefault")).next();
             *place = match setting {
                 "versioning" => Some(root.filled("Status").unwrap_or("never enabled").to_owned()),
@@ -187,7 +188,7 @@ impl S3Store {
     }
 
     /// What an element of a listing tells of an object. Most are of the class of the one before.
-    fn listed_entry(&self, key: ObjectKey, element: &xml::Element<'_>, before: Option<&Entry>) -> Entry {
+    fn listed_entry(&self, key: ObjectKey, element: xml::Element<'_>, before: Option<&Entry>) -> Entry {
         let class_before = before.and_then(|before| before.storage_class.as_ref());
         let class = |class: &str| class_before.filter(|before| ***before == *class).map_or_else(|| class.into(), Arc::clone);
         Entry {
@@ -242,16 +243,17 @@ impl Index for S3Store {
     async fn list(&self, request: &ListRequest) -> Result<ListPage> {
         let document = self.wire.send(self.list_query(request)).await?.document().await?;
         let broken = |why: String| Error::new(ErrorKind::Corrupt, Op::List, self.wire.target(None)).with_source(why);
-        let root = xml::parse(&document).map_err(broken)?;
+        let document = xml::parse(&document).map_err(broken)?;
+        let root = document.root();
         if !root.is("ListBucketResult") {
             return Err(broken("the answer is no listing".into()));
         }
         let encoded = self.facts.encoded_lists && root.is_encoded();
-        let listed = |text: &str| self.facts.listed(text, encoded);
+        let listed = |text| self.facts.listed(text, encoded);
         let mut entries: Vec<Entry> = Vec::with_capacity(1000);
         for contents in root.all("Contents") {
             let key = contents.text("Key").and_then(listed).map(ObjectKey::new);
-            let key = key.filter(|k| k.as_str().starts_with(&request.prefix));
+            let key = key.filter(|k| k.starts_with(&request.prefix));
             let key = key.ok_or_else(|| broken(format!("an entry without a readable key below the prefix: {:?}", contents.text("Key"))))?;
             let entry = self.listed_entry(key, contents, entries.last());
             if entry.size.is_none() {
@@ -263,14 +265,16 @@ impl Index for S3Store {
         let next = match self.facts.listing {
             // OSS encodes it as it does the keys.
             Listing::V2 if self.facts.plus == Plus::Itself => root.filled("NextContinuationToken").and_then(listed),
-            Listing::V2 => root.filled("NextContinuationToken").map(str::to_owned),
+            Listing::V2 => root.filled("NextContinuationToken").map(Cow::Borrowed),
             // Some name it only where there is a delimiter.
-            Listing::V1 => root.filled("NextMarker").and_then(listed).or_else(|| entries.last().map(|e: &Entry| e.key.as_str().to_owned())),
+            Listing::V1 => {
+                root.filled("NextMarker").and_then(listed).or_else(|| entries.last().map(|e: &Entry| e.key.as_str().to_owned().into()))
+            }
         };
         if truncated && next.is_none() {
             return Err(broken("a truncated listing without a token to go on".into()));
         }
-        Ok(ListPage { entries, next: next.filter(|_| truncated) })
+        Ok(ListPage { entries, next: next.filter(|_| truncated).map(Cow::into_owned) })
     }
 
     async fn versions(&self, request: &ListRequest) -> Result<VersionsPage> {
@@ -297,16 +301,17 @@ impl Index for S3Store {
         }
         let document = self.wire.send(query).await?.document().await?;
         let broken = |why: String| Error::new(ErrorKind::Corrupt, Op::List, target()).with_source(why);
-        let root = xml::parse(&document).map_err(broken)?;
+        let document = xml::parse(&document).map_err(broken)?;
+        let root = document.root();
         // OSS, and older answers of COS.
         if !root.is("ListVersionsResult") && !root.is("ListBucketVersionsResult") {
             return Err(broken("the answer is no listing of versions".into()));
         }
         let encoded = self.facts.encoded_lists && root.is_encoded();
-        let listed = |text: &str| self.facts.listed(text, encoded);
+        let listed = |text| self.facts.listed(text, encoded);
         let mut versions = Vec::with_capacity(1000);
         for (marker, version) in root.either("DeleteMarker", "Version") {
-            let key = version.text("Key").and_then(listed).map(ObjectKey::new).filter(|k| k.as_str().starts_with(&request.prefix));
+            let key = version.text("Key").and_then(listed).map(ObjectKey::new).filter(|k| k.starts_with(&request.prefix));
             let key = key.ok_or_else(|| broken(format!("a version without a readable key below the prefix: {:?}", version.text("Key"))))?;
             let id =
                 version.filled("VersionId").map(VersionId::new).ok_or_else(|| broken(format!("a version of `{key}` without an id")))?;
@@ -338,7 +343,8 @@ impl Index for S3Store {
         let answer = self.wire.send(Request::new(Op::Configure, Method::GET, None).query("versioning", "")).await?;
         let broken = |why: String| Error::new(ErrorKind::Corrupt, Op::Configure, self.wire.target(None)).with_source(why);
         let document = answer.document().await?;
-        let root = xml::parse(&document).map_err(broken)?;
+        let document = xml::parse(&document).map_err(broken)?;
+        let root = document.root();
         Ok(root.filled("Status").is_some_and(|status| status.trim() == "Enabled"))
     }
 
@@ -450,12 +456,13 @@ impl Source for S3Store {
         };
         let document = answer.document().await?;
         let broken = |why: String| Error::new(ErrorKind::Corrupt, Op::Tags, self.wire.target(Some(key))).with_source(why);
-        let root = xml::parse(&document).map_err(broken)?;
+        let document = xml::parse(&document).map_err(broken)?;
+        let root = document.root();
         if !root.is("Tagging") {
             return Err(broken("the answer is no Tagging".into()));
         }
         let sets = root.all("TagSet").flat_map(|set| set.all("Tag"));
-        let pair = |tag: &xml::Element<'_>| Some((tag.text("Key")?.to_owned(), tag.text("Value").unwrap_or_default().to_owned()));
+        let pair = |tag: xml::Element<'_>| Some((tag.text("Key")?.to_owned(), tag.text("Value").unwrap_or_default().to_owned()));
         sets.map(|tag| pair(tag).ok_or_else(|| broken("a tag without a key".into()))).collect()
     }
 

@@ -14,7 +14,7 @@ use answer::{Answer, error, text};
 use body::receive;
 use bytes::Bytes;
 use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
-use hyper::{Method, Request, StatusCode, body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{Method, Request, StatusCode, body::Incoming, header::HeaderValue, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
@@ -28,7 +28,7 @@ use std::{
     },
     time::Duration,
 };
-use store::Store;
+use store::{Bucket, Store};
 use tokio::{net::TcpListener, task::JoinSet};
 
 /// What an answer is made of.
@@ -167,6 +167,11 @@ impl MemS3 {
         }
     }
 
+    /// Makes objects.
+    pub fn seed(&self, seed: &Seed) {
+        self.0.store.create(&seed.bucket).seed(seed);
+    }
+
     /// Sets what lies between it and its clients.
     pub fn set_weather(&self, weather: Weather) {
         *lock(&self.0.weather) = weather;
@@ -221,27 +226,37 @@ impl MemS3 {
             _ => {}
         }
         let Some(bucket) = store.bucket(&asked.bucket) else { return error(StatusCode::NOT_FOUND, "NoSuchBucket") };
+        let names_object = !asked.key.is_empty();
+        let mut answer = self.of_bucket(operation, asked, weather, &bucket).await;
+        if !bucket.hashes() && names_object {
+            // That is why the etags are no MD5.
+            answer.headers_mut().insert("x-amz-server-side-encryption", HeaderValue::from_static("aws:kms"));
+        }
+        answer
+    }
+
+    async fn of_bucket(&self, operation: &str, asked: Asked, weather: Weather, bucket: &Bucket) -> Answer {
         match operation {
             "HeadBucket" => text(StatusCode::OK, ""),
             "GetBucketLocation" => answer::xml("LocationConstraint", "us-east-1"),
             "GetBucketVersioning" => answer::xml("VersioningConfiguration", ""),
-            "ListObjectsV2" | "ListObjects" => answer::listing(&bucket, &asked),
-            "ListMultipartUploads" => answer::uploads(&bucket, &asked),
-            "ListParts" => answer::parts(&bucket, &asked),
-            "GetObjectTagging" => answer::tagging(&bucket, &asked.key),
+            "ListObjectsV2" | "ListObjects" => answer::listing(bucket, &asked),
+            "ListMultipartUploads" => answer::uploads(bucket, &asked),
+            "ListParts" => answer::parts(bucket, &asked),
+            "GetObjectTagging" => answer::tagging(bucket, &asked.key),
             "GetObject" | "HeadObject" => {
                 let tamper = lock(&self.0.tampered).get(&asked.key).copied();
-                let (answer, sent) = answer::object(&bucket, &asked, weather.rate, tamper);
+                let (answer, sent) = answer::object(bucket, &asked, weather.rate, tamper);
                 self.0.sent.fetch_add(sent, Relaxed);
                 if tamper == Some(Tamper::Overwrite) && sent > 0 && lock(&self.0.tampered).remove(&asked.key).is_some() {
                     bucket.overwrite(&asked.key);
                 }
                 answer
             }
-            "DeleteObject" => answer::delete(&bucket, &asked),
-            "AbortMultipartUpload" => answer::abort(&bucket, &asked),
-            "CreateMultipartUpload" => answer::create_upload(&bucket, &asked),
-            "CopyObject" | "UploadPartCopy" => answer::copy(store, &bucket, &asked),
+            "DeleteObject" => answer::delete(bucket, &asked),
+            "AbortMultipartUpload" => answer::abort(bucket, &asked),
+            "CreateMultipartUpload" => answer::create_upload(bucket, &asked),
+            "CopyObject" | "UploadPartCopy" => answer::copy(&self.0.store, bucket, &asked),
             "PutObject" | "UploadPart" | "CompleteMultipartUpload" | "PutObjectTagging" | "DeleteObjects" => {
                 let (parts, body) = asked.request.into_parts();
                 let received =
@@ -249,7 +264,7 @@ impl MemS3 {
                         Ok(received) => received,
                         Err(code) => return error(StatusCode::BAD_REQUEST, code),
                     };
-                let call = answer::Call { bucket: &bucket, key: &asked.key, query: &asked.query, headers: &parts.headers };
+                let call = answer::Call { bucket, key: &asked.key, query: &asked.query, headers: &parts.headers };
                 match operation {
                     "PutObject" => call.put(received),
                     "UploadPart" => call.put_part(received),
@@ -293,7 +308,7 @@ impl MemS3 {
             }
             "seed" => match serde_json::from_value::<Seed>(query) {
                 Ok(seed) => {
-                    inner.store.create(&seed.bucket).seed(&seed);
+                    self.seed(&seed);
                     text(StatusCode::OK, "")
                 }
                 Err(why) => text(StatusCode::BAD_REQUEST, why.to_string()),

@@ -409,7 +409,7 @@ impl Index for MemoryStore {
         let mut entries: Vec<Entry> = state
             .objects
             .range((from, Bound::Unbounded))
-            .take_while(|(key, _)| key.as_str().starts_with(&request.prefix))
+            .take_while(|(key, _)| key.starts_with(&request.prefix))
             .take(max + 1)
             .map(|(key, object)| entry(key, object))
             .map(
@@ -445,7 +445,7 @@ impl Index for MemoryStore {
         };
         let max = request.max.unwrap_or(self.settings.page).min(self.settings.page) as usize;
         let mut versions: Vec<Version> = Vec::new();
-        for (key, past) in state.past.range(ObjectKey::new(after.as_str())..).filter(|(key, _)| key.as_str().starts_with(&request.prefix)) {
+        for (key, past) in state.past.range(ObjectKey::new(after.as_str())..).filter(|(key, _)| key.starts_with(&request.prefix)) {
             for Past { id, object } in past.iter().rev() {
                 if *key.as_str() == *after && behind.as_ref().is_some_and(|behind| id.as_str() >= behind.as_str() || behind.is_empty()) {
                     continue;
@@ -611,7 +611,7 @@ impl Sink for MemoryStore {
 
     async fn list_uploads(&self, prefix: &str, _: Option<&str>) -> Result<(Vec<OpenUpload>, Option<String>)> {
         let state = self.lock();
-        let uploads = state.uploads.iter().filter(|(_, u)| u.key.as_str().starts_with(prefix));
+        let uploads = state.uploads.iter().filter(|(_, u)| u.key.starts_with(prefix));
         Ok((uploads.map(|(id, u)| OpenUpload { key: u.key.clone(), id: id.clone(), begun: Some(u.begun) }).collect(), None))
     }
 

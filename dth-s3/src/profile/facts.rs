@@ -7,6 +7,7 @@ use dth_core::{
     object::{ETag, EtagKind},
     sink::Conditions,
 };
+use std::borrow::Cow;
 
 /// How header names and values read, and how requests are signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -229,8 +230,8 @@ impl Facts {
     }
 
     /// A text of a listing as it really is: decoded only when the answer says that it is encoded (F7).
-    pub(crate) fn listed(&self, text: &str, encoded: bool) -> Option<String> {
-        if encoded { uri::decode_listed(text, self.plus == Plus::Space) } else { Some(text.to_owned()) }
+    pub(crate) fn listed<'a>(&self, text: &'a str, encoded: bool) -> Option<Cow<'a, str>> {
+        if encoded { uri::decode_listed(text, self.plus == Plus::Space) } else { Some(text.into()) }
     }
 
     /// What the store keeps of objects, and tells of them.

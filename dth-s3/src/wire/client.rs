@@ -346,11 +346,11 @@ impl Answer {
     }
 
     /// The document of this name that the answer to a change is.
-    pub(crate) async fn result(self, root: &str) -> Result<xml::Element<'static>> {
+    pub(crate) async fn result(self, root: &str) -> Result<xml::Document<'static>> {
         let (op, target) = (self.op, self.target.clone());
         let lost = |why: String| Error::new(ErrorKind::Unavailable, op, &*target).with_maybe_applied(true).with_source(why);
-        let element = xml::parse(&self.success().await?).map(xml::Element::into_owned).map_err(lost)?;
-        if element.is(root) { Ok(element) } else { Err(lost(format!("the answer is no {root}"))) }
+        let document = xml::parse(&self.success().await?).map(xml::Document::into_owned).map_err(lost)?;
+        if document.root().is(root) { Ok(document) } else { Err(lost(format!("the answer is no {root}"))) }
     }
 
     /// The end of an answer that should say nothing: a page that stands there is a gateway's, and nobody knows what became of the
@@ -360,7 +360,7 @@ impl Answer {
         let page = self.success().await?;
         let page = page.trim();
         let is_nothing = page.is_empty() || page.starts_with("<?xml") && page.find("?>") == Some(page.len() - 2);
-        if is_nothing || xml::parse(page).is_ok_and(|root| !root.is("html")) {
+        if is_nothing || xml::parse(page).is_ok_and(|page| !page.root().is("html")) {
             return Ok(());
         }
         let start: String = page.chars().take(80).collect();

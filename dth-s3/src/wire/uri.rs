@@ -1,6 +1,7 @@
 //! Percent-encoding as signatures want it.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use std::borrow::Cow;
 
 /// Everything but RFC 3986's unreserved characters.
 const QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
@@ -25,9 +26,11 @@ pub(crate) fn query(pairs: &[(&str, String)]) -> String {
 
 /// A key of a listing with `encoding-type=url`. S3 writes a space as `+`, Ceph as `%20`; a plus sign is `%2B` at both. OSS and COS
 /// leave a plus sign as it is.
-pub(crate) fn decode_listed(key: &str, plus_is_space: bool) -> Option<String> {
-    let spaced = if plus_is_space { key.replace('+', " ") } else { key.to_owned() };
-    percent_decode_str(&spaced).decode_utf8().ok().map(std::borrow::Cow::into_owned)
+pub(crate) fn decode_listed(key: &str, plus_is_space: bool) -> Option<Cow<'_, str>> {
+    if plus_is_space && key.contains('+') {
+        return percent_decode_str(&key.replace('+', " ")).decode_utf8().ok().map(|key| key.into_owned().into());
+    }
+    if key.contains('%') { percent_decode_str(key).decode_utf8().ok() } else { Some(key.into()) }
 }
 
 #[cfg(test)]
