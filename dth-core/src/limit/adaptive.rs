@@ -1,7 +1,8 @@
 //! How many requests an endpoint gets at once: slow start, then additive increase and multiplicative decrease.
 //!
-//! It grows only while all permits are in use and answers come about as fast as the fastest did: on a long path it doubles
-//! each round trip, on a machine whose own processor is the limit it stays small.
+//! It grows only while all permits are in use and answers come about as fast as the fastest did, and never beyond what this machine
+//! could make use of: on a long path it doubles each round trip, on a short one it stays small. Each request more is a connection more,
+//! which costs memory long after it was of use.
 
 use serde::{Deserialize, Serialize};
 use std::{
@@ -38,16 +39,20 @@ pub struct AdaptiveLimit {
 
 #[derive(Debug)]
 struct State {
+    start: u32,
     max: u32,
     limit: u32,
     /// Permits to swallow instead of giving back.
     debt: u32,
     slow_start: bool,
     successes: u32,
-    /// Answers, and refusals, since it was last lowered.
+    /// Answers, and refusals, of late.
     answers: u32,
     refusals: u32,
     fastest: Option<Duration>,
+    path: Path,
+    /// Requests a second that this machine can make, at most.
+    rate: f64,
     decreased: Option<Instant>,
 }
 
@@ -59,8 +64,56 @@ pub struct AdaptivePermit {
     begun: Instant,
 }
 
+/// How long an answer takes that waits for nobody.
+#[derive(Debug, Default)]
+struct Path {
+    /// Of the first answers together, which had the endpoint for themselves; and how many they are.
+    first: (Duration, u32),
+    /// The fastest of the last whole window, and of the one under way, with its answers: paths change.
+    window: Duration,
+    current: Option<Duration>,
+    answers: u32,
+}
+
+impl Path {
+    const FIRST: u32 = 24;
+    const WINDOW: u32 = 256;
+
+    fn answered(&mut self, took: Duration) {
+        if self.first.1 < Self::FIRST {
+            self.first = (self.first.0 + took, self.first.1 + 1);
+        }
+        let fastest = self.current.map_or(took, |fastest| fastest.min(took));
+        self.answers += 1;
+        if self.answers < Self::WINDOW {
+            self.current = Some(fastest);
+        } else {
+            (self.window, self.current, self.answers) = (fastest, None, 0);
+        }
+    }
+
+    /// The mean of the first answers rather than the fastest of them: stores differ much from answer to answer.
+    fn takes(&self) -> Duration {
+        self.window.max(self.first.0 / self.first.1.max(1))
+    }
+}
+
+/// Requests a second that a core can make of one endpoint, at most: an object of 10 KiB takes some 100 microseconds of it.
+const RATE: f64 = 5000.0;
+
+impl State {
+    /// More requests at once would not get more done, by Little's law.
+    fn most(&self) -> u32 {
+        let useful = self.path.takes().as_secs_f64() * self.rate;
+        self.max.min(self.start.max(useful as u32))
+    }
+}
+
 /// One refusal among so many answers is no sign of overload.
-const SHARE: u64 = 20;
+const SHARE: u32 = 20;
+
+/// Among the last so many, about: what was long ago does not excuse an overload now.
+const MEMORY: u32 = 256;
 
 /// Answers up to this much slower than the fastest are no sign of a queue.
 const SLACK: Duration = Duration::from_millis(1);
@@ -68,10 +121,28 @@ const SLACK: Duration = Duration::from_millis(1);
 impl AdaptiveLimit {
     /// A limit that starts as set.
     pub fn new(settings: AdaptiveSettings) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Self::at_rate(settings, RATE * cores as f64)
+    }
+
+    fn at_rate(settings: AdaptiveSettings, rate: f64) -> Self {
         let max = settings.max.max(1);
-        let limit = settings.start.clamp(1, max);
-        let state = State { max, limit, debt: 0, slow_start: true, successes: 0, answers: 0, refusals: 0, fastest: None, decreased: None };
-        Self { permits: Arc::new(Semaphore::new(limit as usize)), state: Arc::new(Mutex::new(state)) }
+        let start = settings.start.clamp(1, max);
+        let state = State {
+            start,
+            max,
+            limit: start,
+            debt: 0,
+            slow_start: true,
+            successes: 0,
+            answers: 0,
+            refusals: 0,
+            fastest: None,
+            path: Path::default(),
+            rate,
+            decreased: None,
+        };
+        Self { permits: Arc::new(Semaphore::new(start as usize)), state: Arc::new(Mutex::new(state)) }
     }
 
     /// Waits for the right to one request. Cancel safe.
@@ -95,12 +166,16 @@ impl AdaptivePermit {
     pub fn answered(&self) {
         let took = self.begun.elapsed();
         let mut state = self.limit.lock();
-        state.answers = state.answers.saturating_add(1);
+        state.answers += 1;
+        if state.answers >= MEMORY {
+            (state.answers, state.refusals) = (state.answers / 2, state.refusals / 2);
+        }
         let fastest = state.fastest.map_or(took, |f| f.min(took));
         state.fastest = Some(fastest);
         // Most permits are in use: those that just were added are not yet.
         let busy = self.limit.permits.available_permits() <= state.limit as usize / 2;
-        if !busy || took > fastest * 2 + SLACK || state.limit >= state.max {
+        state.path.answered(took);
+        if !busy || took > fastest * 2 + SLACK || state.limit >= state.most() {
             return;
         }
         state.successes += 1;
@@ -123,7 +198,7 @@ impl AdaptivePermit {
             return;
         }
         state.refusals += 1;
-        if state.refusals == 1 || u64::from(state.refusals) * SHARE <= u64::from(state.answers) {
+        if state.refusals == 1 || state.refusals * SHARE <= state.answers {
             return;
         }
         (state.answers, state.refusals) = (0, 0);
@@ -153,6 +228,10 @@ impl Drop for AdaptivePermit {
 mod tests {
     use super::*;
 
+    fn limit(start: u32, max: u32) -> AdaptiveLimit {
+        AdaptiveLimit::at_rate(AdaptiveSettings { start, max }, 10_000.0)
+    }
+
     async fn round(limit: &AdaptiveLimit, latency: Duration, throttle: bool) {
         let now = limit.limit();
         let mut permits = Vec::new();
@@ -168,7 +247,7 @@ mod tests {
     /// T15: backs off once per burst, and recovers.
     #[tokio::test(start_paused = true)]
     async fn halves_per_burst_and_recovers() {
-        let limit = AdaptiveLimit::new(AdaptiveSettings { start: 8, max: 64 });
+        let limit = limit(8, 64);
         let latency = Duration::from_millis(150);
         for expected in [16, 32, 64, 64] {
             round(&limit, latency, false).await;
@@ -183,7 +262,7 @@ mod tests {
     /// On a path of 150 ms, hundreds are in flight within a second.
     #[tokio::test(start_paused = true)]
     async fn reaches_hundreds_within_a_second_on_a_long_path() {
-        let limit = AdaptiveLimit::new(AdaptiveSettings::default());
+        let limit = limit(24, 384);
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(1) {
             round(&limit, Duration::from_millis(150), false).await;
@@ -194,7 +273,7 @@ mod tests {
     /// Of a hundred requests one is refused, whatever the load: that does not lower it for ever.
     #[tokio::test(start_paused = true)]
     async fn rare_refusals_are_no_overload() {
-        let limit = AdaptiveLimit::new(AdaptiveSettings { start: 16, max: 256 });
+        let limit = AdaptiveLimit::at_rate(AdaptiveSettings { start: 16, max: 256 }, 1e6);
         for number in 0..2000u32 {
             let permits = [limit.acquire().await, limit.acquire().await];
             let held: Vec<_> = (2..limit.limit()).filter_map(|_| futures_util::FutureExt::now_or_never(limit.acquire())).collect();
@@ -209,12 +288,63 @@ mod tests {
         assert!(limit.limit() > 200, "{}", limit.limit());
     }
 
+    /// However long all went well: an endpoint that refuses half of all is asked less at once.
+    #[tokio::test(start_paused = true)]
+    async fn overload_is_seen_at_any_time() {
+        let limit = limit(64, 64);
+        for _ in 0..1000 {
+            round(&limit, Duration::from_millis(20), false).await;
+        }
+        for number in 0..64 {
+            let permit = limit.acquire().await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            if number % 2 == 0 { permit.throttled() } else { permit.answered() }
+        }
+        assert!(limit.limit() < 8, "{}", limit.limit());
+    }
+
     #[tokio::test(start_paused = true)]
     async fn slower_answers_stop_the_growth() {
-        let limit = AdaptiveLimit::new(AdaptiveSettings { start: 8, max: 64 });
+        let limit = limit(8, 64);
         round(&limit, Duration::from_millis(1), false).await;
         let before = limit.limit();
         round(&limit, Duration::from_millis(20), false).await;
         assert_eq!(limit.limit(), before);
+    }
+
+    /// What nobody could make use of is not opened, be all answers as fast as can be.
+    #[tokio::test(start_paused = true)]
+    async fn a_short_path_needs_few() {
+        for (millis, expected) in [(1, 24), (20, 200), (150, 384)] {
+            let limit = limit(24, 384);
+            for _ in 0..50 {
+                round(&limit, Duration::from_millis(millis), false).await;
+            }
+            assert_eq!(limit.limit(), expected, "{millis} ms");
+            round(&limit, Duration::from_millis(millis), true).await;
+            assert_eq!(limit.limit(), expected / 2);
+            for _ in 0..expected {
+                round(&limit, Duration::from_millis(millis), false).await;
+            }
+            assert_eq!(limit.limit(), expected, "again, at {millis} ms");
+        }
+    }
+
+    /// A path that becomes longer needs more; one fast answer at the beginning is no short path.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_needed_follows_the_path() {
+        let limit = limit(24, 384);
+        let permit = limit.acquire().await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        permit.answered();
+        drop(permit);
+        for _ in 0..50 {
+            round(&limit, Duration::from_millis(15), false).await;
+        }
+        assert_eq!(limit.limit(), 150);
+        for _ in 0..50 {
+            round(&limit, Duration::from_millis(20), false).await;
+        }
+        assert_eq!(limit.limit(), 200);
     }
 }
