@@ -1,15 +1,18 @@
 """The same work with each copier in turn, between two servers that count: `cargo xtask bench`.
 
-    side_by_side.py --bin FOLDER --venv FOLDER --peers-bin FOLDER [--workload a,b,…] [--peers dth,rclone-default,…] [--rounds N] [--out FILE]
+    side_by_side.py --bin FOLDER --venv FOLDER --peers-bin FOLDER --servers FOLDER [--workload a,b,…] [--peers dth,rclone-default,…]
+                    [--rounds N] [--real] [--out FILE]
 
 Rounds are interleaved: each copier once, then each once more. After each run the destination is compared with the source by SHA-256, taken
 by the servers over what they hold: a wrong result has no time. A time counts only if the same copier notices, and reports, an object of
 which a bit is flipped on the way, and one that is overwritten while it is read (`--no-control` leaves this out).
 
+With `--real`, the destination is SeaweedFS: slower, and it counts nothing, but nobody of us wrote it.
+
 Client CPU is user and system time of the copier and its children; memory is the most that one process of it held.
 """
 
-import argparse, datetime, http.client, json, os, shutil, socket, statistics, subprocess, sys, tempfile, time, urllib.parse
+import argparse, datetime, http.client, json, os, pathlib, shutil, socket, statistics, subprocess, sys, tempfile, time, urllib.parse
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -84,6 +87,72 @@ class Server:
         self.process.wait()
 
 
+def wait_for(port):
+    for _ in range(600):
+        try:
+            return socket.create_connection(("127.0.0.1", port)).close()
+        except OSError:
+            time.sleep(0.05)
+    raise SystemExit(f"nothing listens on port {port}")
+
+
+class SeaweedFs:
+    """A real server, which is asked by boto3 what the measuring one tells by itself."""
+
+    ASK = """
+import boto3, hashlib, json, sys
+url, command, bucket = sys.argv[1:]
+s3 = boto3.client("s3", endpoint_url=url, aws_access_key_id="x", aws_secret_access_key="xxxxxxxx", region_name="us-east-1")
+if command == "clear" and bucket not in [known["Name"] for known in s3.list_buckets()["Buckets"]]:
+    s3.create_bucket(Bucket=bucket)
+sums = {}
+for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+    keys = [found["Key"] for found in page.get("Contents", [])]
+    if command == "clear" and keys:
+        s3.delete_objects(Bucket=bucket, Delete=dict(Objects=[dict(Key=key) for key in keys], Quiet=True))
+    if command == "sums":
+        sums |= {key: hashlib.sha256(s3.get_object(Bucket=bucket, Key=key)["Body"].read()).hexdigest() for key in keys}
+print(json.dumps(sums))
+"""
+
+    def __init__(self, servers, folder):
+        self.python, self.folder = f"{servers}/bin/python", f"{folder}/weed"
+        os.mkdir(self.folder)
+        with open(f"{self.folder}/s3.json", "w") as file:
+            keys = dict(accessKey="x", secretKey="xxxxxxxx")
+            json.dump(dict(identities=[dict(name="x", credentials=[keys], actions=["Admin", "Read", "Write", "List", "Tagging"])]), file)
+        found = iter(ports(8))
+        listen = [f"-{part}.port{kind}={next(found)}" for part in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
+        numbers = [option.split("=")[1] for option in listen]
+        port = numbers[6]
+        parts = ("master", "volume", "filer", "s3")
+        self.left_behind = [f"/tmp/seaweedfs-{part}{kind}-{numbers[2 * at + (kind != '')]}.sock" for at, part in enumerate(parts) for kind in ("", "-grpc")]
+        self.url = f"http://127.0.0.1:{port}"
+        command = [f"{servers}/bin/weed", "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer=true", "-s3", f"-dir={self.folder}"]
+        command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=5000", "-master.volumeSizeLimitMB=1024", f"-s3.config={self.folder}/s3.json"]
+        quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen([*command, *listen], start_new_session=True, **quiet)
+        wait_for(int(port))
+        for _ in range(100):
+            if subprocess.run([self.python, "-c", self.ASK, self.url, "clear", "ready"], capture_output=True).returncode == 0:
+                return
+            time.sleep(0.2)
+        raise SystemExit("SeaweedFS makes no bucket")
+
+    def tell(self, command, bucket="", **asked):
+        if command in ("clear", "sums"):
+            return json.loads(subprocess.run([self.python, "-c", self.ASK, self.url, command, bucket], capture_output=True, check=True).stdout)
+        if command == "seed" or asked:
+            raise SystemExit("SeaweedFS has no weather, and no objects of its own: leave --real out for this workload")
+        return dict(requests={})
+
+    def stop(self):
+        os.killpg(self.process.pid, 9)
+        self.process.wait()
+        for socket_file in self.left_behind:
+            pathlib.Path(socket_file).unlink(missing_ok=True)
+
+
 def launcher():
     """Runs what it is told, line by line, and tells wall, CPU seconds, peak in MiB, exit code.
 
@@ -116,7 +185,7 @@ class Bench:
         self.folder = tempfile.mkdtemp(prefix="dth-bench-")
         source, destination = ports(2)
         self.source = Server(f"{self.bin}/mems3", source)
-        self.destination = Server(f"{self.bin}/mems3", destination)
+        self.destination = SeaweedFs(arguments.servers, self.folder) if arguments.real else Server(f"{self.bin}/mems3", destination)
         self.out = f"{self.folder}/out"
 
     def close(self):
@@ -244,6 +313,10 @@ class Bench:
     def measure(self, name, workload, bucket, expected):
         """One run, or the reason why it has no time."""
         recorded = name == "dth" and workload.get("etags") == "opaque"
+        if workload.get("synced") and name in ("s5cmd", "awscli"):
+            return "compares no two endpoints"
+        if name == "floor" and self.arguments.real:
+            return "does not sign"
         if workload.get("synced") and not recorded:
             self.seed(self.destination, bucket, workload)
         else:
@@ -272,12 +345,7 @@ class Bench:
             subprocess.Popen([f"{self.bin}/delay_line", str(line), str(emulator), "5"], **quiet),
         ]
         try:
-            for _ in range(200):
-                try:
-                    socket.create_connection(("127.0.0.1", emulator)).close()
-                    break
-                except OSError:
-                    time.sleep(0.05)
+            wait_for(emulator)
             command = self.dth(bucket)
             with open(f"{self.folder}/task.toml") as file:
                 task = file.read().split("\n", 1)[1]
@@ -347,9 +415,10 @@ def main():
     parser.add_argument("--peers-bin", required=True)
     parser.add_argument("--servers")
     parser.add_argument("--workload", default="a,b,c,d,e")
-    parser.add_argument("--peers", default="floor,dth,rclone-default,rclone-64,rclone-big16,s3sync-default,s3sync-64,s3sync-big")
+    parser.add_argument("--peers", default="floor,dth,rclone-default,rclone-64,rclone-big16,s3sync-default,s3sync-64,s3sync-big,s5cmd,awscli")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-control", action="store_true")
+    parser.add_argument("--real", action="store_true")
     parser.add_argument("--out")
     arguments = parser.parse_args()
     names, peers = arguments.workload.split(","), arguments.peers.split(",")

@@ -302,8 +302,9 @@ fn bench(root: &Path, arguments: &[&str]) -> anyhow::Result<ExitCode> {
         run(install.env("CARGO_TARGET_DIR", folder.join("build")))?;
         std::fs::remove_dir_all(folder.join("build"))?;
     }
-    let build = ["build", "--release", "--quiet", "-p", "dth-benches", "-p", "dth-examples", "--bins", "--features", "dth-examples/aws"];
-    run(Command::new(cargo()).args(build))?;
+    let build = ["build", "--release", "--quiet", "-p", "dth-benches", "-p", "dth-examples", "--features", "dth-examples/aws"];
+    let bins = ["mems3", "pump", "delay_line", "transfer"].map(|bin| ["--bin", bin]);
+    run(Command::new(cargo()).args(build).args(bins.as_flattened()))?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
     let results = target.join("bench");
     std::fs::create_dir_all(&results)?;
