@@ -222,10 +222,13 @@ class Bench:
         return f"exec {self.bin}/transfer -c {task}"
 
     def command(self, name, bucket, workload, more=""):
-        return self.dth(bucket, more) if name == "dth" else self.others(bucket, workload)[name]
+        return self.dth(bucket, more) if name == "dth" else self.others(bucket, workload, name)[name]
 
-    def others(self, bucket, workload):
-        """The command lines of the floor and of the peers, at their defaults and at their best hand-tuned settings."""
+    def others(self, bucket, workload, name=""):
+        """The command lines of the floor and of the peers, at their defaults and tuned by hand: `rclone-64` and `s3sync-64` have so many
+        objects in flight, and any other number as well."""
+        number = name.removeprefix("rclone-").removeprefix("s3sync-")
+        number = number if number.isdecimal() else "64"
         source, destination, hop = self.source.url, self.destination.url, f"{self.folder}/hop"
         synced = workload.get("synced")
         rclone = f"{self.venv}/bin/rclone {'sync' if synced else 'copy'} src:{bucket} dst:{bucket} -q"
@@ -245,13 +248,11 @@ class Bench:
         return {
             "floor": f"{pump} compare {source} {destination} {bucket}" if synced else f"{pump} copy {source} {destination} {bucket} {256 if far else 32}",
             "rclone-default": f"exec {rclone}",
-            "rclone-64": f"exec {tuned} --transfers 64 --checkers 64",
-            "rclone-256": f"exec {tuned} --transfers 256 --checkers 256",
+            f"rclone-{number}": f"exec {tuned} --transfers {number} --checkers {number}",
             "rclone-big": f"exec {tuned} --transfers 8 --checkers 8 --s3-chunk-size 16M --s3-upload-concurrency 8 --multi-thread-streams 8 --multi-thread-cutoff 64M",
             "rclone-big16": f"exec {tuned} --transfers 16 --checkers 16 --s3-chunk-size 8M --s3-upload-concurrency 4 --multi-thread-streams 16 --multi-thread-cutoff 16M --multi-thread-chunk-size 16M",
             "s3sync-default": f"exec {s3sync} {both}",
-            "s3sync-64": f"exec {s3sync} --worker-size 64 {fast} {both}",
-            "s3sync-256": f"exec {s3sync} --worker-size 256 {fast} {both}",
+            f"s3sync-{number}": f"exec {s3sync} --worker-size {number} {fast} {both}",
             "s3sync-big": f"exec {s3sync} --worker-size 4 --max-parallel-uploads 16 --multipart-threshold 16MiB --multipart-chunksize 16MiB {fast} {both}",
             "s5cmd": f"mkdir -p {hop} && {s5cmd} --endpoint-url {source} --log error cp 's3://{bucket}/*' {hop}/ && {s5cmd} --endpoint-url {destination} --log error cp {hop}/ s3://{bucket}/; r=$?; rm -rf {hop}; exit $r",
             "awscli": f"mkdir -p {hop} && {self.venv}/bin/aws s3 cp --recursive --only-show-errors --endpoint-url {source} s3://{bucket}/ {hop}/ && {self.venv}/bin/aws s3 cp --recursive --only-show-errors --endpoint-url {destination} {hop}/ s3://{bucket}/; r=$?; rm -rf {hop}; exit $r",
@@ -434,9 +435,8 @@ def main():
 
     bench = Bench(arguments)
     try:
-        known = ["dth", *bench.others("b", {})]
-        if unknown := [peer for peer in peers if peer not in known]:
-            raise SystemExit(f"no such copier: {', '.join(unknown)}; there are {', '.join(known)}")
+        if unknown := [peer for peer in peers if peer != "dth" and peer not in bench.others("b", {}, peer)]:
+            raise SystemExit(f"no such copier: {', '.join(unknown)}; there are dth, {', '.join(bench.others('b', {}))}, and other numbers")
         write(f"# {datetime.datetime.now():%Y-%m-%d %H:%M}, {os.cpu_count()} cores, {arguments.rounds} rounds, medians and spread\n")
         controls = {} if arguments.no_control else {peer: bench.control(peer) for peer in peers if peer != "floor"}
         for name in names:

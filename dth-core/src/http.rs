@@ -142,7 +142,7 @@ impl Http {
             .pool_idle_timeout(Duration::from_secs(20))
             .set_host(false)
             // Idle connections keep their buffers, 400 KiB each otherwise, in either direction; smaller ones make more calls of the kernel.
-            .http1_max_buf_size(256 << 10)
+            .http1_max_buf_size(128 << 10)
             .build(Deadline { inner: https, time: connect_timeout });
         Ok(Self { pool, proxies })
     }

@@ -30,7 +30,7 @@ pub async fn wait(state: &dyn StateStore, id: &RunId, env: &dyn Env, retry: &Ret
             return Ok(run);
         }
         // In the cloud each look is paid for: the longer it takes, the rarer.
-        tokio::time::sleep((begun.elapsed() / 10).clamp(Duration::from_millis(5), Duration::from_secs(5))).await;
+        tokio::time::sleep((begun.elapsed() / 25).clamp(Duration::from_millis(5), Duration::from_secs(5))).await;
     }
 }
 

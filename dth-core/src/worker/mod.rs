@@ -66,8 +66,8 @@ pub struct WorkerSettings {
 impl Default for WorkerSettings {
     fn default() -> Self {
         Self {
-            packs: 4,
-            jobs_per_pack: 96,
+            packs: 8,
+            jobs_per_pack: 64,
             lease_seconds: 60,
             max_attempts: 5,
             max_delay_seconds: 300,
