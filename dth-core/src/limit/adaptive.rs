@@ -1,8 +1,8 @@
 //! How many requests an endpoint gets at once: slow start, then additive increase and multiplicative decrease.
 //!
 //! It grows only while all permits are in use and answers come about as fast as the fastest did, and never beyond what this machine
-//! could make use of: on a long path it doubles each round trip, on a short one it stays small. Each request more is a connection more,
-//! which costs memory long after it was of use.
+//! could make use of: on a long path it grows two or three times each round trip, on a short one it stays small. Each request more
+//! is a connection more, which costs memory long after it was of use.
 
 use serde::{Deserialize, Serialize};
 use std::{

@@ -33,15 +33,15 @@ impl Transfer {
         let Read { info, range, body } = read;
         let size = range.end - range.start;
         let _bytes = self.budget.acquire(if wrong(Bug::NoBudget) { 0 } else { size }).await;
-        let bytes = gather(body, size, self.bytes.as_ref()).await?;
+        let chunks = gather(body, size, self.bytes.as_ref()).await?;
         drop(permit);
-        let mut check = self.check_held(&info, std::slice::from_ref(&bytes))?;
+        let mut check = self.check_held(&info, &chunks)?;
         check.expected.replaces = held.etag().cloned();
         let mut options = self.put_options(&info, journal, false).await?;
         options.condition = self.effective(held);
         options.checksum = check.checksum.filter(|_| !wrong(Bug::NoUploadChecksum));
         journal.about_to_publish(&info.entry, &self.settings.retry, &self.env).await?;
-        let published = self.publish(key, &check.expected, || self.sink.put(key, Body::Bytes(vec![bytes.clone()]), &options)).await?;
+        let published = self.publish(key, &check.expected, || self.sink.put(key, Body::Bytes(chunks.clone()), &options)).await?;
         self.ended(key, &info, check.expected, check.verified, published, journal).await
     }
 

@@ -8,7 +8,6 @@ use crate::{
     proof::{Branch, Bug, reached, wrong},
     source::ByteStream,
 };
-use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, stream};
 use std::sync::{Arc, Mutex};
 
@@ -169,26 +168,28 @@ fn fail(seen: &Seen, error: Error) -> Error {
     told
 }
 
-/// All bytes of a body, in memory of their own: chunks lie in buffers of the HTTP client that are twice as large, and that it could not
-/// use again. An error when they are not exactly `len`.
-pub(super) async fn gather(mut body: ByteStream, len: u64, rate: Option<&RateLimit>) -> crate::error::Result<Bytes> {
-    let mut all = BytesMut::with_capacity(usize::try_from(len).unwrap_or_default());
+/// All bytes of a body in memory; an error when they are not exactly `len`.
+pub(super) async fn gather(mut body: ByteStream, len: u64, rate: Option<&RateLimit>) -> crate::error::Result<Vec<bytes::Bytes>> {
+    let mut chunks = Vec::new();
+    let mut at = 0;
     while let Some(chunk) = body.next().await {
         let chunk = chunk?;
-        if (all.len() + chunk.len()) as u64 > len {
-            return Err(wrong_length((all.len() + chunk.len()) as u64, len));
+        at += chunk.len() as u64;
+        if at > len {
+            break;
         }
         if let Some(rate) = rate {
             rate.pass(chunk.len() as u64).await;
         }
-        all.extend_from_slice(&chunk);
+        chunks.push(chunk);
     }
-    if all.len() as u64 == len || wrong(Bug::NoLengthCheck) { Ok(all.freeze()) } else { Err(wrong_length(all.len() as u64, len)) }
+    if at == len || wrong(Bug::NoLengthCheck) { Ok(chunks) } else { Err(wrong_length(at, len)) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
 
     async fn passed(chunks: &[&'static str], proof: Proof) -> (String, bool) {
         let len = chunks.iter().map(|c| c.len() as u64).sum();
