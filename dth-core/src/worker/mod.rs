@@ -67,7 +67,7 @@ impl Default for WorkerSettings {
     fn default() -> Self {
         Self {
             packs: 8,
-            jobs_per_pack: 64,
+            jobs_per_pack: 48,
             lease_seconds: 60,
             max_attempts: 5,
             max_delay_seconds: 300,
