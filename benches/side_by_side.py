@@ -65,12 +65,7 @@ class Server:
     def __init__(self, binary, port):
         self.port, self.url = port, f"http://127.0.0.1:{port}"
         self.process = subprocess.Popen([binary, str(port)])
-        for _ in range(200):
-            try:
-                return self.tell("stats") and None
-            except OSError:
-                time.sleep(0.05)
-        raise SystemExit(f"{binary} did not start")
+        wait_for(port)
 
     def tell(self, command, **asked):
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
@@ -121,18 +116,17 @@ print(json.dumps(sums))
         with open(f"{self.folder}/s3.json", "w") as file:
             keys = dict(accessKey="x", secretKey="xxxxxxxx")
             json.dump(dict(identities=[dict(name="x", credentials=[keys], actions=["Admin", "Read", "Write", "List", "Tagging"])]), file)
-        found = iter(ports(8))
-        listen = [f"-{part}.port{kind}={next(found)}" for part in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
-        numbers = [option.split("=")[1] for option in listen]
-        port = numbers[6]
-        parts = ("master", "volume", "filer", "s3")
-        self.left_behind = [f"/tmp/seaweedfs-{part}{kind}-{numbers[2 * at + (kind != '')]}.sock" for at, part in enumerate(parts) for kind in ("", "-grpc")]
+        listeners = [(part, kind) for part in ("master", "volume", "filer", "s3") for kind in ("", "grpc")]
+        found = dict(zip(listeners, ports(len(listeners))))
+        listen = [f"-{part}.port{kind and '.' + kind}={port}" for (part, kind), port in found.items()]
+        self.left_behind = [f"/tmp/seaweedfs-{part}{kind and '-' + kind}-{port}.sock" for (part, kind), port in found.items()]
+        port = found["s3", ""]
         self.url = f"http://127.0.0.1:{port}"
         command = [f"{servers}/bin/weed", "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer=true", "-s3", f"-dir={self.folder}"]
         command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=5000", "-master.volumeSizeLimitMB=1024", f"-s3.config={self.folder}/s3.json"]
         quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.process = subprocess.Popen([*command, *listen], start_new_session=True, **quiet)
-        wait_for(int(port))
+        wait_for(port)
         for _ in range(100):
             if subprocess.run([self.python, "-c", self.ASK, self.url, "clear", "ready"], capture_output=True).returncode == 0:
                 return
@@ -311,19 +305,27 @@ class Bench:
         self.destination.tell("clear", bucket=bucket)
         return ", ".join(found) or "all noticed"
 
-    def measure(self, name, workload, bucket, expected):
-        """One run, or the reason why it has no time."""
-        recorded = name == "dth" and workload.get("etags") == "opaque"
+    def cannot(self, name, workload):
+        """Why this is no work for a copier; `None` where it is."""
         if workload.get("synced") and name in ("s5cmd", "awscli"):
             return "compares no two endpoints"
         if name == "floor" and self.arguments.real:
             return "does not sign"
+        if name != "dth" and workload.get("cluster"):
+            return "no such thing"
+        return None
+
+    def measure(self, name, workload, bucket, expected):
+        """One run, or the reason why it has no time."""
+        if why := self.cannot(name, workload):
+            return why
+        recorded = name == "dth" and workload.get("etags") == "opaque"
         if workload.get("synced") and not recorded:
             self.seed(self.destination, bucket, workload)
         else:
             self.destination.tell("clear", bucket=bucket)
         if workload.get("cluster"):
-            return self.measure_cluster(workload, bucket, expected) if name == "dth" else "no such thing"
+            return self.measure_cluster(workload, bucket, expected)
         if recorded:
             return self.measure_recorded(workload, bucket, expected)
         return self.timed(self.command(name, bucket, workload), workload, bucket, expected)

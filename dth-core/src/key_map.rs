@@ -69,9 +69,13 @@ impl KeyMap {
         self.replace.is_none()
     }
 
+    fn changes_nothing(&self) -> bool {
+        self.is_ordered() && self.prefix.is_empty() && self.strip.is_empty()
+    }
+
     /// The destination key of a source key. May be empty, which no store carries.
     pub fn to_destination(&self, key: &ObjectKey) -> ObjectKey {
-        if self.prefix.is_empty() && self.strip.is_empty() && self.replace.is_none() {
+        if self.changes_nothing() {
             return key.clone();
         }
         let rest = self.stripped(key.as_str());
@@ -84,11 +88,11 @@ impl KeyMap {
 
     /// The source key of a destination key; `None` when it has another prefix, or when a pattern cannot be undone.
     pub fn to_source(&self, key: &ObjectKey) -> Option<ObjectKey> {
+        if self.changes_nothing() {
+            return Some(key.clone());
+        }
         if !self.is_ordered() {
             return None;
-        }
-        if self.prefix.is_empty() && self.strip.is_empty() {
-            return Some(key.clone());
         }
         key.as_str().strip_prefix(&self.prefix).map(|rest| ObjectKey::new(format!("{}{rest}", self.strip)))
     }

@@ -49,7 +49,6 @@ struct State {
     /// Answers, and refusals, of late.
     answers: u32,
     refusals: u32,
-    fastest: Option<Duration>,
     path: Path,
     /// Requests a second that this machine can make, at most.
     rate: f64,
@@ -67,6 +66,8 @@ pub struct AdaptivePermit {
 /// How long an answer takes that waits for nobody.
 #[derive(Debug, Default)]
 struct Path {
+    /// The fastest answer there was.
+    fastest: Option<Duration>,
     /// Of the first answers together, which had the endpoint for themselves; and how many they are.
     first: (Duration, u32),
     /// The fastest of the last whole window, and of the one under way, with its answers: paths change.
@@ -79,7 +80,8 @@ impl Path {
     const FIRST: u32 = 24;
     const WINDOW: u32 = 256;
 
-    fn answered(&mut self, took: Duration) {
+    /// Takes note of an answer; whether it came about as fast as the fastest.
+    fn answered(&mut self, took: Duration) -> bool {
         if self.first.1 < Self::FIRST {
             self.first = (self.first.0 + took, self.first.1 + 1);
         }
@@ -90,6 +92,9 @@ impl Path {
         } else {
             (self.window, self.current, self.answers) = (fastest, None, 0);
         }
+        let fastest = self.fastest.map_or(took, |fastest| fastest.min(took));
+        self.fastest = Some(fastest);
+        took <= fastest * 2 + SLACK
     }
 
     /// The mean of the first answers rather than the fastest of them: stores differ much from answer to answer.
@@ -137,7 +142,6 @@ impl AdaptiveLimit {
             successes: 0,
             answers: 0,
             refusals: 0,
-            fastest: None,
             path: Path::default(),
             rate,
             decreased: None,
@@ -170,13 +174,11 @@ impl AdaptivePermit {
         if state.answers >= MEMORY {
             (state.answers, state.refusals) = (state.answers / 2, state.refusals / 2);
         }
-        let fastest = state.fastest.map_or(took, |f| f.min(took));
-        state.fastest = Some(fastest);
+        let fast = state.path.answered(took);
         // Most permits are in use: those that just were added are not yet.
         let busy = self.limit.permits.available_permits() <= state.limit as usize / 2;
-        state.path.answered(took);
         let most = state.most();
-        if !busy || took > fastest * 2 + SLACK || state.limit >= most {
+        if !busy || !fast || state.limit >= most {
             return;
         }
         state.successes += 1;
@@ -263,7 +265,7 @@ mod tests {
     /// On a path of 150 ms, hundreds are in flight within a second.
     #[tokio::test(start_paused = true)]
     async fn reaches_hundreds_within_a_second_on_a_long_path() {
-        let limit = limit(24, 384);
+        let limit = AdaptiveLimit::at_rate(AdaptiveSettings::default(), 10_000.0);
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(1) {
             round(&limit, Duration::from_millis(150), false).await;

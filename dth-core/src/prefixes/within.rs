@@ -45,7 +45,7 @@ impl Within {
     fn behind(&self, key: &ObjectKey) -> Result<Option<ObjectKey>> {
         let Some(ours) = self.keys.to_source(key) else { return Ok(None) };
         let Some(prefix) = self.prefixes.next(ours.as_str())? else { return Ok(None) };
-        if ours.as_str().starts_with(&prefix) {
+        if ours.starts_with(&prefix) {
             return Ok(Some(key.clone()));
         }
         let mut before = self.keys.to_destination(&ObjectKey::new(just_before(&prefix))).as_str().to_owned();

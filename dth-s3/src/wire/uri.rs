@@ -27,10 +27,11 @@ pub(crate) fn query(pairs: &[(&str, String)]) -> String {
 /// A key of a listing with `encoding-type=url`. S3 writes a space as `+`, Ceph as `%20`; a plus sign is `%2B` at both. OSS and COS
 /// leave a plus sign as it is.
 pub(crate) fn decode_listed(key: &str, plus_is_space: bool) -> Option<Cow<'_, str>> {
-    if plus_is_space && key.contains('+') {
-        return percent_decode_str(&key.replace('+', " ")).decode_utf8().ok().map(|key| key.into_owned().into());
+    let spaced = if plus_is_space && key.contains('+') { Cow::Owned(key.replace('+', " ")) } else { Cow::Borrowed(key) };
+    if !spaced.contains('%') {
+        return Some(spaced);
     }
-    if key.contains('%') { percent_decode_str(key).decode_utf8().ok() } else { Some(key.into()) }
+    percent_decode_str(&spaced).decode_utf8().ok().map(|key| key.into_owned().into())
 }
 
 #[cfg(test)]

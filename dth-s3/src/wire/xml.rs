@@ -20,8 +20,8 @@ pub(crate) struct Document<'a> {
 struct Node<'a> {
     name: Cow<'static, str>,
     text: Text<'a>,
-    /// Of itself and all that it holds.
-    nodes: usize,
+    /// How many nodes it is with all that it holds.
+    len: usize,
 }
 
 #[derive(Debug)]
@@ -54,7 +54,7 @@ impl Node<'_> {
             "Key" "Size" "ETag" "Contents" "LastModified" "StorageClass" "ChecksumAlgorithm" "ChecksumType"
             "Owner" "ID" "DisplayName" "Version" "VersionId" "IsLatest"
         );
-        Self { name, text: Text::AsItStands("".into()), nodes: 1 }
+        Self { name, text: Text::AsItStands("".into()), len: 1 }
     }
 }
 
@@ -81,7 +81,7 @@ pub(crate) fn parse(document: &str) -> Result<Document<'_>, String> {
             }
             Event::End(_) => {
                 let at = open.pop().ok_or("an end without a beginning")?;
-                made.nodes[at].nodes = made.nodes.len() - at;
+                made.nodes[at].len = made.nodes.len() - at;
                 if open.is_empty() {
                     return Ok(made);
                 }
@@ -106,11 +106,7 @@ pub(crate) fn parse(document: &str) -> Result<Document<'_>, String> {
 impl<'a> Document<'a> {
     /// Text of the innermost open element. White space between elements is no text of anybody.
     fn push(&mut self, open: &[usize], piece: Cow<'a, str>) {
-        let Some(node) =
-            open.last().and_then(|at| self.nodes[*at..].split_first_mut()).and_then(|(node, held)| held.is_empty().then_some(node))
-        else {
-            return;
-        };
+        let Some([node]) = open.last().map(|at| &mut self.nodes[*at..]) else { return };
         match &mut node.text {
             Text::AsItStands(text) if text.is_empty() => *text = piece,
             Text::AsItStands(text) => {
@@ -138,7 +134,7 @@ impl<'a> Document<'a> {
             Text::AsItStands(text) => Text::AsItStands(Cow::Owned(text.into_owned())),
             Text::Joined(range) => Text::Joined(range),
         };
-        let nodes = self.nodes.into_iter().map(|node| Node { name: node.name, text: text(node.text), nodes: node.nodes });
+        let nodes = self.nodes.into_iter().map(|node| Node { name: node.name, text: text(node.text), len: node.len });
         Document { nodes: nodes.collect(), joined: self.joined }
     }
 }
@@ -147,7 +143,7 @@ impl<'d> Element<'d> {
     fn children(self) -> impl Iterator<Item = Element<'d>> {
         let mut rest = self.nodes.get(1..).unwrap_or_default();
         std::iter::from_fn(move || {
-            let (nodes, behind) = rest.split_at_checked(rest.first()?.nodes)?;
+            let (nodes, behind) = rest.split_at_checked(rest.first()?.len)?;
             rest = behind;
             Some(Element { nodes, ..self })
         })
