@@ -36,6 +36,8 @@ pub struct QueueCapability {
     pub max_body: usize,
     /// Longest lease and delay.
     pub max_lease: Duration,
+    /// A receive that is dropped leaves no message hidden: a worker that stops need not wait for one under way.
+    pub receive_is_cancel_safe: bool,
 }
 
 /// How much a queue holds.

@@ -23,6 +23,17 @@ pub async fn settle(state: &dyn StateStore, id: &RunId, env: &dyn Env, retry: &R
 
 /// Waits until a run is finished or cancelled. Cancel safe.
 pub async fn wait(state: &dyn StateStore, id: &RunId, env: &dyn Env, retry: &RetryPolicy) -> Result<Run> {
+    wait_with(state, id, env, retry, std::future::pending).await
+}
+
+/// As [`wait`]; looks as well each time that `hint` says that it may be over.
+pub(crate) async fn wait_with<F: Future<Output = ()>>(
+    state: &dyn StateStore,
+    id: &RunId,
+    env: &dyn Env,
+    retry: &RetryPolicy,
+    hint: impl Fn() -> F,
+) -> Result<Run> {
     let begun = tokio::time::Instant::now();
     loop {
         let run = settle(state, id, env, retry).await?;
@@ -30,7 +41,11 @@ pub async fn wait(state: &dyn StateStore, id: &RunId, env: &dyn Env, retry: &Ret
             return Ok(run);
         }
         // In the cloud each look is paid for: the longer it takes, the rarer.
-        tokio::time::sleep((begun.elapsed() / 25).clamp(Duration::from_millis(5), Duration::from_secs(5))).await;
+        let pause = (begun.elapsed() / 25).clamp(Duration::from_millis(5), Duration::from_secs(5));
+        tokio::select! {
+            () = hint() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
     }
 }
 

@@ -690,6 +690,12 @@ pub trait StateStore: fmt::Debug + Send + Sync + 'static {
     /// is the end.
     async fn query(&self, query: &RecordQuery, max: usize) -> Result<Vec<Record>>;
 
+    /// Whether a record may say that an upload was begun: where none does, there is nothing to sweep, and the destination is not
+    /// asked. `true` where that cannot be told at once.
+    async fn may_have_begun_uploads(&self) -> Result<bool> {
+        Ok(true)
+    }
+
     /// Takes the next epoch of a pack for this delivery. The pack is of `run`, with which it will be forgotten; one of no run, which
     /// events are, may be forgotten [`EVENTS_KNOWN`] after its last claim.
     async fn claim(&self, pack: &PackId, run: Option<&RunId>, incarnation: u64, jobs: &[(ObjectKey, Option<Origin>)]) -> Result<Claim>;

@@ -208,8 +208,8 @@ impl Sync {
         let worker = self.worker()?;
         let drain = self.stop.child_token();
         let mut scope = TaskScope::new();
-        let working = drain.clone();
-        scope.spawn(async move { worker.run(working).await });
+        let (working, at_work) = (drain.clone(), worker.clone());
+        scope.spawn(async move { at_work.run(working).await });
         let found = finder.resume(id, &self.stop).await;
         let waited = match found {
             Ok(_) => {
@@ -218,7 +218,7 @@ impl Sync {
                     () = self.stop.cancelled() => Ok(()),
                     // It ends only by a panic, which goes on here.
                     _ = scope.join_next() => Ok(()),
-                    run = runs::wait(&*self.state, id, &*self.env, &self.finder.retry) => run.map(drop),
+                    run = runs::wait_with(&*self.state, id, &*self.env, &self.finder.retry, || worker.idle()) => run.map(drop),
                 }
             }
             Err(error) => Err(error),
@@ -232,13 +232,21 @@ impl Sync {
     async fn conclude(&self, id: &RunId) -> Result<Report> {
         let run = runs::settle(&*self.state, id, &*self.env, &self.finder.retry).await?;
         if run.is_settled()
-            && let Err(error) = self.sweep(Duration::ZERO).await
+            && let Err(error) = self.sweep_what_was_begun().await
         {
             tracing::warn!(error = %error.chain(), "unfinished uploads could not be swept");
         }
         let report = Report::new(run);
         self.tell_of_end(&report).await;
         Ok(report)
+    }
+
+    /// Where no upload was ever begun, the destination need not be asked for them.
+    async fn sweep_what_was_begun(&self) -> Result<()> {
+        if self.finder.retry.run(&*self.env, || self.state.may_have_begun_uploads()).await? {
+            self.sweep(Duration::ZERO).await?;
+        }
+        Ok(())
     }
 
     /// Tells of the end of a run; of one that goes on there is nothing to tell.

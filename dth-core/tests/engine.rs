@@ -941,3 +941,28 @@ async fn a_sweep_leaves_other_uploads_alone() {
     let swept = task.sweep(Duration::ZERO).await.unwrap();
     assert_eq!((swept.listed, swept.aborted, swept.left_alone), (1, 0, 1));
 }
+
+/// The destination is asked for open uploads where one was ever begun by us, and only there: it costs a request, a right, and on a long
+/// path a round trip after the last object.
+#[tokio::test]
+async fn a_run_that_never_began_an_upload_asks_for_none() {
+    let (source, sink) = (MemoryStore::default(), MemoryStore::default());
+    source.insert("small", "v");
+    let (weather, seen) = in_weather(&sink, Faults::default());
+    let state = Arc::new(MemoryState::new());
+    let transfer = TransferSettings { single_max: 10 << 20, hold_max: 1 << 20, part_size: 5 << 20, ..TransferSettings::default() };
+    let run = async || {
+        let settings = WorkerSettings { transfer: transfer.clone(), ..WorkerSettings::default() };
+        let task =
+            Sync::new(Arc::new(source.clone()), Arc::clone(&seen) as _).with_state(Arc::new(MemoryQueue::new()), Arc::clone(&state) as _);
+        let report = task.with_worker(settings).run().await.unwrap();
+        assert!(report.is_success(), "{report}");
+        weather.log().iter().filter(|line| line.contains("ListUploads")).count()
+    };
+    assert_eq!(run().await, 0, "{:#?}", weather.log());
+    source.insert("large", vec![7; 11 << 20]);
+    assert_eq!(run().await, 1, "{:#?}", weather.log());
+    source.insert("small", "w");
+    assert_eq!(run().await, 2, "once begun, a late one may still appear: {:#?}", weather.log());
+    assert_eq!(bodies(&source), bodies(&sink));
+}

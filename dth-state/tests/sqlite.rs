@@ -13,8 +13,8 @@ use dth_core::{
     runs,
     sink::{Part, UploadId},
     state::{
-        Advance, Committed, FinderTotals, JobEnd, Origin, OutboxPack, Outcome, PackId, Record, RecordQuery, RecordWrite, Run, RunId,
-        RunState, Shard, StateStore, Status, Tally, WriteResult,
+        Advance, Committed, Failure, FinderTotals, JobEnd, Origin, OutboxPack, Outcome, PackId, Record, RecordQuery, RecordWrite, Run,
+        RunId, RunState, Shard, StateStore, Status, Tally, WriteResult,
     },
     sync::Sync,
 };
@@ -221,7 +221,7 @@ async fn an_older_file_is_brought_up() {
     drop(file.open());
     let old = rusqlite::Connection::open(&file.0).unwrap();
     old.execute_batch(
-        "DROP TABLE note; DROP INDEX pack_of_event; ALTER TABLE pack DROP COLUMN claimed; DROP INDEX pack_run; ALTER TABLE pack DROP COLUMN run;
+        "DROP INDEX record_uploads; DROP TABLE note; DROP INDEX pack_of_event; ALTER TABLE pack DROP COLUMN claimed; DROP INDEX pack_run; ALTER TABLE pack DROP COLUMN run;
          DROP INDEX message_visible; CREATE INDEX message_visible ON message (visible_at);
          INSERT INTO message (body, visible_at) VALUES ('kept', 0);
          PRAGMA user_version = 1;",
@@ -230,7 +230,15 @@ async fn an_older_file_is_brought_up() {
     drop(old);
     let state = file.open();
     assert_eq!(state.depth().await.unwrap().ready, 1);
-    state.claim(&PackId::new("p"), Some(&RunId::new("r")), 1, &[]).await.unwrap();
+    let fence = state.claim(&PackId::new("p"), Some(&RunId::new("r")), 1, &[]).await.unwrap().fence;
+    assert!(!state.may_have_begun_uploads().await.unwrap());
+    let record = |key: &str| Record::new(key.into(), RunId::new("r"), Status::Started, jiff::Timestamp::UNIX_EPOCH);
+    let told = Some(Failure { kind: ErrorKind::Denied, text: "\"uploads_since\":".into() });
+    let write = async |record| state.commit(&fence, &[RecordWrite { record, ends: Vec::new() }]).await.unwrap();
+    write(Record { failure: told, ..record("a") }).await;
+    assert!(!state.may_have_begun_uploads().await.unwrap(), "that is a text");
+    write(Record { uploads_since: Some(jiff::Timestamp::UNIX_EPOCH), ..record("b") }).await;
+    assert!(state.may_have_begun_uploads().await.unwrap());
 }
 
 /// A task that lives on events stays as small as what is under way.

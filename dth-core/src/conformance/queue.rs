@@ -5,7 +5,7 @@ use crate::{
     error::ErrorKind,
     queue::{Delivery, Message},
 };
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, future::poll_fn, task::Poll, time::Duration};
 use tokio::time::{Instant, sleep};
 
 promises! { $ queue, QueueBench, conformance_queue:
@@ -22,6 +22,7 @@ promises! { $ queue, QueueBench, conformance_queue:
     a_dead_letter_can_be_sent_again
     a_message_that_is_too_large_is_refused_alone
     a_receiver_is_woken
+    a_dropped_receive_hands_nothing_out
     depth_is_counted
 }
 
@@ -77,6 +78,35 @@ pub async fn bodies_stay_themselves(bench: &QueueBench) -> Checked {
         let delivery = bench.next(bench.long()).await?;
         hold!(delivery.body == body, "`{body:.40}` became `{:.40}`", delivery.body);
         bench.queue.ack(&delivery.receipt).await?;
+    }
+    Ok(Verdict::Held)
+}
+
+/// Where a receive may be dropped, no message stays hidden by it, nor counts as handed out.
+pub async fn a_dropped_receive_hands_nothing_out(bench: &QueueBench) -> Checked {
+    if !bench.queue.capability().receive_is_cancel_safe {
+        return Ok(Verdict::NotMade("a receive that was sent takes effect"));
+    }
+    bench.send("m", Duration::ZERO).await?;
+    for round in 0..60u32 {
+        let delivery = {
+            let mut receive = bench.queue.receive(1, bench.long(), bench.long());
+            // Dropped now while it looks, now while it takes, now with the answer that nobody has heard yet.
+            let until = std::time::Instant::now() + Duration::from_micros(5) * round;
+            loop {
+                match poll_fn(|cx| Poll::Ready(receive.as_mut().poll(cx))).await {
+                    Poll::Ready(received) => break received?.pop(),
+                    Poll::Pending if std::time::Instant::now() >= until => break None,
+                    Poll::Pending => std::hint::spin_loop(),
+                }
+            }
+        };
+        let delivery = match delivery {
+            Some(delivery) => delivery,
+            None => bench.next(bench.long()).await?,
+        };
+        hold!(delivery.receives == round + 1, "received {} times after {round} receives", delivery.receives);
+        bench.queue.release(&delivery.receipt, Duration::ZERO).await?;
     }
     Ok(Verdict::Held)
 }

@@ -21,6 +21,7 @@ promises! { $ state, StateBench, conformance_state:
     a_claim_tells_what_is_known
     a_job_counts_once
     records_are_listed_in_pages
+    uploads_once_begun_are_known
     parts_are_kept_and_forgotten
     the_last_parts_are_known_as_such
     notes_are_replaced_by_version
@@ -79,6 +80,18 @@ impl StateBench {
         self.state.start_run(&run, &[Shard::all()]).await?;
         Ok(run.id)
     }
+}
+
+/// That an upload was begun is known from then on, be it ended or not.
+pub async fn uploads_once_begun_are_known(bench: &StateBench) -> Checked {
+    let claim = bench.claim("p", "k").await?;
+    bench.write(&claim.fence, record("k"), None).await?;
+    let begun = Record { status: Status::Started, uploads_since: Some(at(1)), ..record("begun") };
+    bench.write(&claim.fence, begun.clone(), None).await?;
+    hold!(bench.state.may_have_begun_uploads().await?, "an upload that was begun is not known");
+    bench.write(&claim.fence, Record { version: 1, status: Status::Done, ..begun }, None).await?;
+    hold!(bench.state.may_have_begun_uploads().await?, "once its object is done, an upload is not known");
+    Ok(Verdict::Held)
 }
 
 /// Every field of a record survives.

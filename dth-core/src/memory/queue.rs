@@ -95,7 +95,7 @@ impl State {
 #[async_trait]
 impl Queue for MemoryQueue {
     fn capability(&self) -> QueueCapability {
-        QueueCapability { max_body: self.max_body, max_lease: Duration::from_secs(12 * 3600) }
+        QueueCapability { max_body: self.max_body, max_lease: Duration::from_secs(12 * 3600), receive_is_cancel_safe: true }
     }
 
     async fn send(&self, messages: &[Message]) -> Result<Vec<Result<()>>> {

@@ -35,6 +35,7 @@ struct State {
     parts: BTreeMap<UploadId, BTreeMap<u32, Part>>,
     runs: BTreeMap<RunId, RunRow>,
     notes: BTreeMap<String, Note>,
+    begun_uploads: bool,
 }
 
 #[derive(Debug, Default)]
@@ -133,6 +134,10 @@ impl StateStore for MemoryState {
             .collect())
     }
 
+    async fn may_have_begun_uploads(&self) -> Result<bool> {
+        Ok(self.lock().begun_uploads)
+    }
+
     async fn claim(&self, pack: &PackId, run: Option<&RunId>, incarnation: u64, jobs: &[(ObjectKey, Option<Origin>)]) -> Result<Claim> {
         let mut state = self.lock();
         let now = Instant::now();
@@ -174,6 +179,7 @@ impl StateStore for MemoryState {
             for end in &write.ends {
                 state.count(end);
             }
+            state.begun_uploads |= record.uploads_since.is_some();
             let forget = self.forget_done && matches!(record.status, Status::Done | Status::Deleted) && record.uploads_since.is_none();
             if forget {
                 state.records.remove(&record.key)

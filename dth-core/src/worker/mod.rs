@@ -26,10 +26,13 @@ use crate::{
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 /// Longest time to tell of dead letters after a stop.
@@ -184,6 +187,8 @@ impl WorkerBuilder {
                 events: self.events,
                 alarms: self.alarms,
                 cancelled: Mutex::default(),
+                in_hand: AtomicUsize::new(0),
+                idle: Notify::new(),
             }),
         })
     }
@@ -207,6 +212,28 @@ struct Inner {
     alarms: Alarms,
     /// Whether a run is called off, as of when we asked.
     cancelled: Mutex<BTreeMap<RunId, (Instant, bool)>>,
+    /// Messages that are worked on.
+    in_hand: AtomicUsize,
+    /// There are none any more.
+    idle: Notify,
+}
+
+/// A message that is worked on.
+struct InHand(Arc<Inner>);
+
+impl InHand {
+    fn one(inner: &Arc<Inner>) -> Self {
+        inner.in_hand.fetch_add(1, Relaxed);
+        Self(Arc::clone(inner))
+    }
+}
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        if self.0.in_hand.fetch_sub(1, Relaxed) == 1 {
+            self.0.idle.notify_one();
+        }
+    }
 }
 
 impl Worker {
@@ -252,11 +279,16 @@ impl Worker {
                 tokio::select! {
                     biased;
                     answer = &mut receive => answer,
-                    // A message that is just being handed out is better taken than left hidden for a lease.
-                    () = stop.cancelled() => match tokio::time::timeout(Duration::from_millis(50), receive).await {
-                        Ok(answer) => answer,
-                        Err(_) => break,
-                    },
+                    () = stop.cancelled() => {
+                        if inner.queue.capability().receive_is_cancel_safe {
+                            break;
+                        }
+                        // A message that is just being handed out is better taken than left hidden for a lease.
+                        match tokio::time::timeout(Duration::from_millis(50), receive).await {
+                            Ok(answer) => answer,
+                            Err(_) => break,
+                        }
+                    }
                 }
             };
             match received {
@@ -264,7 +296,11 @@ impl Worker {
                     failures = 0;
                     for delivery in deliveries {
                         let (inner, stop) = (Arc::clone(inner), stop.clone());
-                        scope.spawn(async move { inner.handle(delivery, lease, &stop).await });
+                        let in_hand = InHand::one(&inner);
+                        scope.spawn(async move {
+                            inner.handle(delivery, lease, &stop).await;
+                            drop(in_hand);
+                        });
                     }
                 }
                 Err(error) => {
@@ -284,6 +320,11 @@ impl Worker {
         if tokio::time::timeout(LAST_WORDS, inner.alarms.flush()).await.is_err() {
             tracing::warn!("a notice of dead letters could not be sent in time");
         }
+    }
+
+    /// Returns each time the last message in hand is done with, once for any number of times since it was asked. For one caller.
+    pub(crate) async fn idle(&self) {
+        self.inner.idle.notified().await;
     }
 
     /// Bytes held in memory now.

@@ -609,7 +609,8 @@ impl<T: Sink + ?Sized> Sink for Chaos<T> {
 #[deny(clippy::missing_trait_methods)]
 impl<T: Queue + ?Sized> Queue for Chaos<T> {
     fn capability(&self) -> QueueCapability {
-        self.inner.capability()
+        // What was asked for takes effect, whoever is gone meanwhile.
+        QueueCapability { receive_is_cancel_safe: false, ..self.inner.capability() }
     }
     async fn send(&self, messages: &[Message]) -> Result<Vec<Result<()>>> {
         let mut refused = Vec::new();
@@ -682,6 +683,9 @@ impl<T: StateStore + ?Sized> StateStore for Chaos<T> {
     async fn query(&self, query: &RecordQuery, max: usize) -> Result<Vec<Record>> {
         let query = query.clone();
         pass!(self, LoadState, |inner| inner.query(&query, max))
+    }
+    async fn may_have_begun_uploads(&self) -> Result<bool> {
+        pass!(self, LoadState, |inner| inner.may_have_begun_uploads())
     }
     async fn claim(&self, pack: &PackId, run: Option<&RunId>, incarnation: u64, jobs: &[(ObjectKey, Option<Origin>)]) -> Result<Claim> {
         let (pack, run, jobs) = (pack.clone(), run.cloned(), jobs.to_vec());

@@ -334,6 +334,9 @@ impl Queue for Saboteur<MemoryQueue> {
             tokio::time::sleep(wait).await;
         }
         let mut deliveries = self.inner.receive(max, lease, wait).await?;
+        if self.breaks("a_dropped_receive_hands_nothing_out") {
+            tokio::time::sleep(Duration::from_micros(300)).await;
+        }
         for delivery in &mut deliveries {
             if self.breaks("a_leased_message_is_hidden") {
                 self.inner.release(&delivery.receipt, Duration::ZERO).await?;
@@ -397,6 +400,9 @@ impl StateStore for Saboteur<MemoryState> {
             query.status = None;
         }
         self.inner.query(&query, max).await
+    }
+    async fn may_have_begun_uploads(&self) -> Result<bool> {
+        Ok(!self.breaks("uploads_once_begun_are_known") && self.inner.may_have_begun_uploads().await?)
     }
     async fn claim(&self, pack: &PackId, run: Option<&RunId>, incarnation: u64, jobs: &[(ObjectKey, Option<Origin>)]) -> Result<Claim> {
         let mut claim = self.inner.claim(pack, run, incarnation, jobs).await?;

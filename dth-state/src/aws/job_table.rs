@@ -415,6 +415,9 @@ impl StateStore for MirroredState {
     async fn query(&self, query: &RecordQuery, max: usize) -> Result<Vec<Record>> {
         self.state.query(query, max).await
     }
+    async fn may_have_begun_uploads(&self) -> Result<bool> {
+        self.state.may_have_begun_uploads().await
+    }
     async fn save_parts(&self, upload: &UploadId, parts: &[Part]) -> Result<()> {
         self.state.save_parts(upload, parts).await
     }

@@ -493,7 +493,7 @@ impl Inner {
 #[async_trait]
 impl Queue for SqsQueue {
     fn capability(&self) -> QueueCapability {
-        QueueCapability { max_body: self.inner.max_body, max_lease: MAX_DELAY }
+        QueueCapability { max_body: self.inner.max_body, max_lease: MAX_DELAY, receive_is_cancel_safe: false }
     }
 
     async fn send(&self, messages: &[Message]) -> Result<Vec<Result<()>>> {

@@ -23,10 +23,10 @@ use std::{
 use tokio::sync::Notify;
 
 /// Version of the tables, in `PRAGMA user_version`.
-const SCHEMA_VERSION: i64 = 4;
+const SCHEMA_VERSION: i64 = 5;
 
 /// What brings a file of each older version to the next one; a file is brought up when it is opened.
-const MIGRATIONS: [(i64, &str); 3] = [
+const MIGRATIONS: [(i64, &str); 4] = [
     (
         1,
         "ALTER TABLE pack ADD COLUMN run TEXT;
@@ -51,6 +51,7 @@ const MIGRATIONS: [(i64, &str); 3] = [
          ) STRICT, WITHOUT ROWID;
          CREATE INDEX note_written ON note (written);",
     ),
+    (4, "CREATE INDEX record_uploads ON record (key) WHERE instr(more, '\"uploads_since\":') > 0;"),
 ];
 
 /// How long a writer waits for another process.

@@ -7,7 +7,10 @@ use dth_core::{
     queue::{DeadLetter, Delivery, Depth, Message, Queue, QueueCapability, Receipt},
 };
 use rusqlite::{OptionalExtension, params};
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 use tokio::time::Instant;
 
 /// Bytes of a message; larger ones would only make transactions long.
@@ -25,22 +28,81 @@ fn parts(receipt: &Receipt) -> Option<(i64, i64)> {
     Some((id.parse().ok()?, receives.parse().ok()?))
 }
 
+/// A receive under way: one that is dropped lets its messages go, as if they had never been handed out.
+struct Receiving<'a> {
+    queue: &'a Sqlite,
+    hands: Arc<Mutex<Hands>>,
+}
+
+/// What a receive has taken and not told yet, and whether it is still to be told.
+#[derive(Default)]
+struct Hands {
+    taken: Vec<(i64, u32)>,
+    gone: bool,
+}
+
+impl Receiving<'_> {
+    fn lock(hands: &Mutex<Hands>) -> MutexGuard<'_, Hands> {
+        hands.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Receiving<'_> {
+    fn drop(&mut self) {
+        let taken = {
+            let mut hands = Self::lock(&self.hands);
+            hands.gone = true;
+            std::mem::take(&mut hands.taken)
+        };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if taken.is_empty() {
+            return;
+        }
+        let queue = self.queue.clone();
+        runtime.spawn(async move {
+            let now = queue.now();
+            let let_go = queue.write(Op::Release, move |t| {
+                let mut release = t.prepare_cached(
+                    "UPDATE message SET visible_at = ?1, leased = 0, receives = receives - 1 WHERE id = ?2 AND receives = ?3 AND leased = 1",
+                )?;
+                for (id, receives) in taken {
+                    release.execute(params![now, id, receives])?;
+                }
+                Ok(())
+            });
+            if let Err(error) = let_go.await {
+                tracing::debug!(error = %error.chain(), "messages that nobody was told of stay hidden until their lease ends");
+            }
+            queue.sent.notify_waiters();
+        });
+    }
+}
+
 impl Sqlite {
     async fn take(&self, max: usize, lease: Duration) -> Result<Vec<Delivery>> {
         let (now, until, max) = (self.now(), self.now() + millis(lease), max as i64);
-        self.write(Op::Receive, move |t| {
+        let receiving = Receiving { queue: self, hands: Arc::default() };
+        let hands = Arc::clone(&receiving.hands);
+        let deliveries = self.write(Op::Receive, move |t| {
             let mut take = t.prepare_cached(
                 "UPDATE message SET visible_at = ?1, leased = 1, receives = receives + 1
                  WHERE id IN (SELECT id FROM message WHERE visible_at <= ?2 ORDER BY visible_at, id LIMIT ?3)
                  RETURNING id, receives, body",
             )?;
-            let rows = take.query_map(params![until, now, max], |row| {
-                let (id, receives): (i64, u32) = (row.get(0)?, row.get(1)?);
-                Ok(Delivery { body: row.get(2)?, receives, receipt: Receipt(format!("{id}.{receives}").into()) })
-            })?;
-            Ok(rows.collect::<Result<_, _>>()?)
-        })
-        .await
+            let rows = take.query_map(params![until, now, max], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+            let rows: Vec<(i64, u32, String)> = rows.collect::<Result<_, _>>()?;
+            let mut hands = Receiving::lock(&hands);
+            if hands.gone {
+                let gone = Error::new(ErrorKind::Unavailable, Op::Receive, "receive").with_source("nobody waits for it any more");
+                return Err(gone.into());
+            }
+            hands.taken = rows.iter().map(|(id, receives, _)| (*id, *receives)).collect();
+            let told = |(id, receives, body)| Delivery { body, receives, receipt: Receipt(format!("{id}.{receives}").into()) };
+            Ok(rows.into_iter().map(told).collect())
+        });
+        let deliveries = deliveries.await;
+        Receiving::lock(&receiving.hands).taken.clear();
+        deliveries
     }
 
     async fn is_ready(&self) -> Result<bool> {
@@ -52,7 +114,7 @@ impl Sqlite {
 #[async_trait]
 impl Queue for Sqlite {
     fn capability(&self) -> QueueCapability {
-        QueueCapability { max_body: MAX_BODY, max_lease: Duration::from_secs(7 * 24 * 3600) }
+        QueueCapability { max_body: MAX_BODY, max_lease: Duration::from_secs(7 * 24 * 3600), receive_is_cancel_safe: true }
     }
 
     async fn send(&self, messages: &[Message]) -> Result<Vec<Result<()>>> {

@@ -32,6 +32,7 @@ CREATE TABLE record (
   more TEXT -- what few records have, as JSON
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX record_status ON record (status, key) WHERE status <> 'done';
+CREATE INDEX record_uploads ON record (key) WHERE instr(more, '"uploads_since":') > 0;
 
 CREATE TABLE part (
   upload TEXT NOT NULL,

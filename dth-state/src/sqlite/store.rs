@@ -215,6 +215,14 @@ impl StateStore for Sqlite {
         .await
     }
 
+    async fn may_have_begun_uploads(&self) -> Result<bool> {
+        self.read(Op::LoadState, |t| {
+            // In the words of the index.
+            Ok(t.prepare_cached("SELECT 1 FROM record WHERE instr(more, '\"uploads_since\":') > 0 LIMIT 1")?.exists([])?)
+        })
+        .await
+    }
+
     async fn claim(&self, pack: &PackId, run: Option<&RunId>, incarnation: u64, jobs: &[(ObjectKey, Option<Origin>)]) -> Result<Claim> {
         let (pack, run, jobs, now) = (pack.clone(), run.cloned(), jobs.to_vec(), self.now());
         self.write(Op::SaveState, move |t| {

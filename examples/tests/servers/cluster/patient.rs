@@ -92,6 +92,9 @@ impl<S: StateStore> StateStore for Patient<S> {
     async fn query(&self, query: &RecordQuery, max: usize) -> Result<Vec<Record>> {
         again!(self.0.query(query, max))
     }
+    async fn may_have_begun_uploads(&self) -> Result<bool> {
+        again!(self.0.may_have_begun_uploads())
+    }
     async fn claim(&self, pack: &PackId, run: Option<&RunId>, incarnation: u64, jobs: &[(ObjectKey, Option<Origin>)]) -> Result<Claim> {
         again!(self.0.claim(pack, run, incarnation, jobs))
     }
