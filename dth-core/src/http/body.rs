@@ -110,11 +110,20 @@ pub fn read(body: Incoming, op: Op, target: String, patience: Patience) -> ByteS
                 (waited, came) = (Duration::ZERO, 0);
             }
             if !data.is_empty() {
-                return Ok(Some((data, (body, target, waited, came))));
+                return Ok(Some((alone(data), (body, target, waited, came))));
             }
         }
     })
     .boxed()
+}
+
+/// Chunks up to so many bytes are taken out of the buffer in which they arrived.
+const TAKEN_OUT: usize = 32 << 10;
+
+/// A chunk without the rest of its connection's buffer, of which even a small one would keep the whole alive (and make the
+/// connection get another) for as long as it is held. A large one fills most of it, and costs more to copy.
+fn alone(data: Bytes) -> Bytes {
+    if data.len() <= TAKEN_OUT { Bytes::copy_from_slice(&data) } else { data }
 }
 
 /// All bytes of an answer; `None` when there are more than `most`.
@@ -145,4 +154,23 @@ pub(super) fn maybe_sent(error: &hyper_util::client::legacy::Error) -> bool {
     let cause = std::error::Error::source(error).and_then(|e| e.downcast_ref::<hyper::Error>());
     // Cancelled: still queued when the connection died.
     !cause.is_some_and(hyper::Error::is_canceled)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::BytesMut;
+
+    /// What is held of a small object is the object, not the buffer of the connection that brought it.
+    #[test]
+    fn a_small_chunk_does_not_keep_its_buffer() {
+        for (len, shared) in [(10 << 10, false), (100 << 10, true)] {
+            let mut buffer = BytesMut::with_capacity(128 << 10);
+            buffer.resize(len, 7);
+            let chunk = buffer.split().freeze();
+            let passed = alone(chunk.clone());
+            assert_eq!(passed, chunk);
+            assert_eq!(passed.as_ptr() == chunk.as_ptr(), shared, "{len} bytes");
+        }
+    }
 }

@@ -256,7 +256,8 @@ impl Inner {
                 .with_source(format!("{} deliveries ended without an answer: the worker died or hung each time", attempts - 1));
             return self.give_up(pack, index, &mut journal, error).await;
         }
-        let work = async {
+        // In a box: what is moved into the guard against panics would take its room twice.
+        let work = Box::pin(async {
             if !self.intake.covers(&job.key)? {
                 // E5: it was made for another task, or for this one with other settings.
                 let why = format!("the key begins {}", self.intake.outside());
@@ -270,7 +271,7 @@ impl Inner {
                 None => self.transfer.work(job, &mut journal).await,
                 Some(parts) => Box::pin(self.transfer.parts_of(job, parts, &pack.id, &mut journal)).await,
             }
-        };
+        });
         let done = AssertUnwindSafe(work).catch_unwind().await;
         let error = match done {
             Ok(Ok(work)) => return went(job, pack.origin(index), work),
