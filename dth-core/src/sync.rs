@@ -23,7 +23,7 @@ use crate::{
     env::{SharedEnv, SystemEnv},
     error::Result,
     events::Events,
-    finder::{Finder, FinderSettings},
+    finder::{Finder, FinderBuilder, FinderSettings},
     job::{Job, Seen},
     key_map::KeyMap,
     manifest::Spool,
@@ -138,6 +138,10 @@ impl Sync {
 
     /// The finder of this task.
     pub fn finder(&self) -> Result<Finder> {
+        self.finder_builder().build()
+    }
+
+    fn finder_builder(&self) -> FinderBuilder {
         let (source, sink): (Arc<dyn crate::index::Index>, Arc<dyn crate::index::Index>) =
             (Arc::clone(&self.source) as _, Arc::clone(&self.sink) as _);
         Finder::builder(source, sink, Arc::clone(&self.queue), Arc::clone(&self.state))
@@ -147,7 +151,6 @@ impl Sync {
             .with_events(self.events.clone())
             .with_spool(self.spool.clone())
             .with_alarms(self.alarms.clone())
-            .build()
     }
 
     /// A worker of this task.
@@ -204,8 +207,8 @@ impl Sync {
 
     /// Carries a run on to its end, or until it is stopped.
     pub async fn carry_on(&self, id: &RunId) -> Result<Report> {
-        let finder = self.finder()?;
         let worker = self.worker()?;
+        let finder = self.finder_builder().beside(&worker).build()?;
         let drain = self.stop.child_token();
         let mut scope = TaskScope::new();
         let (working, at_work) = (drain.clone(), worker.clone());

@@ -6,11 +6,12 @@ use crate::{
     error::{Error, ErrorKind, Op, Result},
     index::{Index, ListFrom, ListOrder, ListRequest},
     key_map::KeyMap,
+    limit::AdaptiveLimit,
     object::ObjectKey,
     retry::RetryPolicy,
 };
 use std::{collections::VecDeque, sync::Arc};
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::Instant};
 
 /// Entries of a page that comes from the disk.
 const SORTED_PAGE: usize = 1000;
@@ -38,6 +39,8 @@ pub(super) struct Lister {
     env: SharedEnv,
     retry: RetryPolicy,
     prefix: String,
+    /// Learns how long an answer takes.
+    limit: Option<AdaptiveLimit>,
     page: VecDeque<Found>,
     /// The page under way; dropping the lister stops it.
     fetch: JoinSet<Result<Fetched>>,
@@ -57,14 +60,15 @@ impl Lister {
         prefix: String,
         after: Option<ObjectKey>,
         keys: &KeyMap,
+        limit: Option<AdaptiveLimit>,
     ) -> Self {
         let capability = index.index_capability();
         let ordered = capability.order == ListOrder::Bytes && keys.is_ordered();
         let seeks = ordered && capability.start_after;
         let from = after.clone().filter(|_| seeks).map_or(ListFrom::Beginning, ListFrom::After);
         let passing = after.is_some() && !seeks;
-        let mut lister =
-            Self { index, env, retry, prefix, page: VecDeque::new(), fetch: JoinSet::new(), last: after, passing, ended: false, pages: 0 };
+        let (page, fetch) = (VecDeque::new(), JoinSet::new());
+        let mut lister = Self { index, env, retry, prefix, limit, page, fetch, last: after, passing, ended: false, pages: 0 };
         if ordered {
             lister.fetch(from);
         } else {
@@ -76,8 +80,13 @@ impl Lister {
     fn fetch(&mut self, from: ListFrom) {
         let (index, env, retry) = (Arc::clone(&self.index), Arc::clone(&self.env), self.retry);
         let request = ListRequest { prefix: self.prefix.clone(), from, max: None };
+        let limit = self.limit.take();
         self.fetch.spawn(async move {
+            let begun = Instant::now();
             let page = retry.run(&*env, || index.list(&request)).await?;
+            if let Some(limit) = limit {
+                limit.expect(begun.elapsed());
+            }
             let next = page.next.map_or(Next::End, Next::Token);
             Ok(Fetched { page: page.entries.into_iter().map(Found::in_order).collect(), next, requests: 1 })
         });

@@ -16,6 +16,7 @@ use crate::{
     filter::{Filter, FilterSettings},
     index::{Index, ListOrder},
     key_map::KeyMap,
+    limit::AdaptiveLimit,
     manifest::Spool,
     notify::{Alarms, Happened},
     plan::{
@@ -29,6 +30,7 @@ use crate::{
     source::Restore,
     state::{Advance, OutboxPack, PackId, Run, RunId, RunState, Shard, StateStore},
     versions::{Histories, Versions, must_keep_versions},
+    worker::Worker,
 };
 use serde::{Deserialize, Serialize};
 pub(crate) use spool::Sorter;
@@ -168,9 +170,16 @@ pub struct FinderBuilder {
     events: Events,
     spool: Option<Spool>,
     alarms: Alarms,
+    limits: Option<(AdaptiveLimit, AdaptiveLimit)>,
 }
 
 impl FinderBuilder {
+    /// Lets a worker in this process know, by the listings, how long the paths are on which it will work.
+    pub(crate) fn beside(mut self, worker: &Worker) -> Self {
+        self.limits = Some(worker.limits());
+        self
+    }
+
     /// Sets who is told when it fails.
     pub fn with_alarms(mut self, alarms: Alarms) -> Self {
         self.alarms = alarms;
@@ -244,6 +253,7 @@ impl FinderBuilder {
                 filter,
                 compare,
                 room: AtomicU64::new(0),
+                limits: self.limits,
             }),
         })
     }
@@ -271,6 +281,8 @@ struct Inner {
     compare: Box<dyn Compare>,
     /// Messages that the queue may take before it is asked again how many it holds.
     room: AtomicU64,
+    /// Of a worker in this process, which learn from the listings how long the paths are.
+    limits: Option<(AdaptiveLimit, AdaptiveLimit)>,
 }
 
 /// Where the steps of a shard go.
@@ -305,6 +317,7 @@ impl Finder {
             events: Events::default(),
             spool: None,
             alarms: Alarms::default(),
+            limits: None,
         }
     }
 

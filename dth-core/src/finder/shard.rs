@@ -11,6 +11,7 @@ use crate::{
     index::{Index, ListFrom, ListRequest},
     job::{Action, Job, Pack, Packer, Seen},
     key_map::KeyMap,
+    limit::AdaptiveLimit,
     manifest::Line,
     object::{Entry, ObjectKey},
     plan::compare::Verdict,
@@ -69,16 +70,18 @@ impl Inner {
         if shard.position.is_some() {
             reached(Branch::ShardResumed);
         }
-        let lister = |index, prefix: String, after, keys: &KeyMap| {
-            Lister::new(index, Arc::clone(&self.env), self.settings.retry, prefix, after, keys)
+        let lister = |index, prefix: String, after, keys: &KeyMap, limit: Option<&AdaptiveLimit>| {
+            Lister::new(index, Arc::clone(&self.env), self.settings.retry, prefix, after, keys, limit.cloned())
         };
+        let (source_limit, sink_limit) = self.limits.as_ref().map(|(source, sink)| (source, sink)).unzip();
         let prefix = &self.settings.prefix;
-        let mut source = lister(Arc::clone(&self.source), prefix.clone(), from.clone(), &self.keys);
+        let mut source = lister(Arc::clone(&self.source), prefix.clone(), from.clone(), &self.keys, source_limit);
         let after = from.map(|place| if self.keys.is_ordered() { self.keys.to_destination(&place) } else { spool::at(&place) });
         let s = &self.settings;
         // A listing of what else is there is worth nothing but for deletions.
         let looks = self.sink.index_capability().looked_up && !s.delete_extra;
-        let mut sink = (!looks).then(|| lister(Arc::clone(&self.sink), self.keys.destination_prefix(prefix), after, &KeyMap::default()));
+        let there = self.keys.destination_prefix(prefix);
+        let mut sink = (!looks).then(|| lister(Arc::clone(&self.sink), there, after, &KeyMap::default(), sink_limit));
         let packer = || Packer::new(s.pack_bytes, s.pack_jobs);
         let mut walk = Walk {
             shard,

@@ -1,7 +1,7 @@
 //! How many requests an endpoint gets at once: slow start, then additive increase and multiplicative decrease.
 //!
 //! It grows only while all permits are in use and answers come about as fast as the fastest did, and never beyond what this machine
-//! could make use of: on a long path it grows two or three times each round trip, on a short one it stays small. Each request more
+//! could make use of: on a long path it grows two to six times each round trip, on a short one it stays small. Each request more
 //! is a connection more, which costs memory long after it was of use.
 
 use serde::{Deserialize, Serialize};
@@ -26,7 +26,7 @@ pub struct AdaptiveSettings {
 
 impl Default for AdaptiveSettings {
     fn default() -> Self {
-        Self { start: 24, max: 512 }
+        Self { start: 32, max: 512 }
     }
 }
 
@@ -97,6 +97,11 @@ impl Path {
         took <= fastest * 2 + SLACK
     }
 
+    /// Whether the last answer was the one with which the path is known.
+    fn is_known_now(&self) -> bool {
+        self.window.is_zero() && self.answers == Self::FIRST
+    }
+
     /// The mean of the first answers rather than the fastest of them: stores differ much from answer to answer.
     fn takes(&self) -> Duration {
         self.window.max(self.first.0 / self.first.1.max(1))
@@ -104,13 +109,23 @@ impl Path {
 }
 
 /// Requests a second that a core can make of one endpoint, at most: an object of 10 KiB takes some 100 microseconds of it.
-const RATE: f64 = 4000.0;
+const RATE: f64 = 3000.0;
 
 impl State {
     /// More requests at once would not get more done, by Little's law.
     fn most(&self) -> u32 {
-        let useful = self.path.takes().as_secs_f64() * self.rate;
+        self.useful(self.path.takes())
+    }
+
+    /// On a path of this length.
+    fn useful(&self, path: Duration) -> u32 {
+        let useful = path.as_secs_f64() * self.rate;
         self.max.min(self.start.max(useful as u32))
+    }
+
+    fn lower(&mut self, to: u32) {
+        self.debt += self.limit - to;
+        self.limit = to;
     }
 }
 
@@ -149,6 +164,17 @@ impl AdaptiveLimit {
         Self { permits: Arc::new(Semaphore::new(start as usize)), state: Arc::new(Mutex::new(state)) }
     }
 
+    /// Tells how long a request of another kind took on the same path. Until there are answers to go by, a long one is begun with more
+    /// requests at once: a quarter of what will be of use, or a whole round trip is spent on learning that.
+    pub(crate) fn expect(&self, took: Duration) {
+        let mut state = self.lock();
+        let start = state.useful(took) / 4;
+        if state.path.fastest.is_none() && start > state.limit {
+            self.permits.add_permits((start - state.limit) as usize);
+            state.limit = start;
+        }
+    }
+
     /// Waits for the right to one request. Cancel safe.
     pub async fn acquire(&self) -> AdaptivePermit {
         let permit = Arc::clone(&self.permits).acquire_owned().await.expect("the semaphore is never closed");
@@ -178,14 +204,18 @@ impl AdaptivePermit {
         // Most permits are in use: those that just were added are not yet.
         let busy = self.limit.permits.available_permits() <= state.limit as usize / 2;
         let most = state.most();
+        if state.path.is_known_now() && state.limit > most {
+            // It was expected to be longer.
+            state.lower(most);
+        }
         if !busy || !fast || state.limit >= most {
             return;
         }
         state.successes += 1;
         if state.slow_start || state.successes >= state.limit {
             state.successes = 0;
-            // Far from what is of use, each round trip counts: three times as many, not twice.
-            let more = if state.slow_start && state.limit < most / 4 { 2 } else { 1 };
+            // Far from what is of use, each round trip counts: on a long path the first makes six times as many of them, not twice.
+            let more = if state.slow_start { (most / state.limit).max(1).min(most - state.limit) } else { 1 };
             let paid = state.debt.min(more);
             state.limit += more;
             state.debt -= paid;
@@ -208,9 +238,8 @@ impl AdaptivePermit {
         state.decreased = Some(Instant::now());
         state.slow_start = false;
         state.successes = 0;
-        let lower = (state.limit / 2).max(1);
-        state.debt += state.limit - lower;
-        state.limit = lower;
+        let half = (state.limit / 2).max(1);
+        state.lower(half);
         metrics::counter!("dth_concurrency_decreases_total").increment(1);
     }
 }
@@ -252,7 +281,7 @@ mod tests {
     async fn halves_per_burst_and_recovers() {
         let limit = limit(8, 64);
         let latency = Duration::from_millis(150);
-        for expected in [17, 34, 64, 64] {
+        for expected in [20, 41, 64, 64] {
             round(&limit, latency, false).await;
             assert_eq!(limit.limit(), expected);
         }
@@ -304,6 +333,25 @@ mod tests {
             if number % 2 == 0 { permit.throttled() } else { permit.answered() }
         }
         assert!(limit.limit() < 8, "{}", limit.limit());
+    }
+
+    /// A listing tells that the path is long, before the first object is asked for; one that was only slow is not believed for long.
+    #[tokio::test(start_paused = true)]
+    async fn a_path_that_is_known_to_be_long_begins_with_more() {
+        let long = limit(32, 512);
+        long.expect(Duration::from_millis(20));
+        assert_eq!(long.limit(), 50);
+        long.expect(Duration::from_millis(150));
+        assert_eq!(long.limit(), 128);
+        round(&long, Duration::from_millis(150), false).await;
+        assert!(long.limit() > 256, "{}", long.limit());
+        long.expect(Duration::from_secs(1));
+        assert!(long.limit() < 512, "there are answers to go by");
+        let short = limit(32, 512);
+        short.expect(Duration::from_millis(150));
+        round(&short, Duration::from_millis(1), false).await;
+        round(&short, Duration::from_millis(1), false).await;
+        assert_eq!((short.limit(), short.permits.available_permits()), (32, 32));
     }
 
     #[tokio::test(start_paused = true)]

@@ -137,10 +137,10 @@ struct ReadPermit {
 }
 
 /// Bytes of an answer that may have arrived before anybody asks for them: in the HTTP client, and in the TLS layer.
-const READ_WINDOW: u64 = 256 << 10;
+const READ_WINDOW: u64 = 192 << 10;
 
 /// The part of the memory that answers may take before they are passed on.
-const ARRIVING: u64 = 4;
+const ARRIVING: u64 = 3;
 
 /// How a job ended, and the record that says so.
 #[derive(Debug, Clone)]
@@ -225,6 +225,11 @@ impl Transfer {
     /// The sink.
     pub fn sink(&self) -> &Arc<dyn Sink> {
         &self.sink
+    }
+
+    /// Requests at once to source and sink.
+    pub(crate) fn limits(&self) -> (AdaptiveLimit, AdaptiveLimit) {
+        (self.source_limit.clone(), self.sink_limit.clone())
     }
 
     /// Bytes held in memory now.
@@ -421,7 +426,7 @@ impl Transfer {
                 Ok((read, permit)) => {
                     self.drop_upload(job, journal).await?;
                     if self.goes_held_or_streamed(&read.info, size).0 {
-                        self.single(key, held, read, permit, journal).await
+                        Box::pin(self.single(key, held, read, permit, journal)).await
                     } else {
                         Box::pin(self.streamed(key, held, read, permit, None, journal)).await
                     }

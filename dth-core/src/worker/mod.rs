@@ -15,6 +15,7 @@ use crate::{
     finder::FinderSettings,
     job::{EventSettings, Intake},
     key_map::KeyMap,
+    limit::AdaptiveLimit,
     notify::Alarms,
     queue::Queue,
     scope::TaskScope,
@@ -70,7 +71,7 @@ impl Default for WorkerSettings {
     fn default() -> Self {
         Self {
             packs: 8,
-            jobs_per_pack: 48,
+            jobs_per_pack: 64,
             lease_seconds: 60,
             max_attempts: 5,
             max_delay_seconds: 300,
@@ -320,6 +321,11 @@ impl Worker {
         if tokio::time::timeout(LAST_WORDS, inner.alarms.flush()).await.is_err() {
             tracing::warn!("a notice of dead letters could not be sent in time");
         }
+    }
+
+    /// Requests at once to source and destination.
+    pub(crate) fn limits(&self) -> (AdaptiveLimit, AdaptiveLimit) {
+        self.inner.transfer.limits()
     }
 
     /// Returns each time the last message in hand is done with, once for any number of times since it was asked. For one caller.
