@@ -36,7 +36,8 @@ pub struct QueueCapability {
     pub max_body: usize,
     /// Longest lease and delay.
     pub max_lease: Duration,
-    /// A receive that is dropped leaves no message hidden: a worker that stops need not wait for one under way.
+    /// A receive that is dropped lets go what it has taken, at once as a rule, and at the latest when the lease ends: a worker that stops
+    /// need not wait for one under way.
     pub receive_is_cancel_safe: bool,
 }
 

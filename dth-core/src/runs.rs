@@ -40,10 +40,11 @@ pub(crate) async fn wait_with<F: Future<Output = ()>>(
         if run.state.is_over() {
             return Ok(run);
         }
-        // In the cloud each look is paid for: the longer it takes, the rarer.
+        // In the cloud each look is paid for: the longer it takes, the rarer, be there hints or not.
         let pause = (begun.elapsed() / 25).clamp(Duration::from_millis(5), Duration::from_secs(5));
+        let (asked, hinted) = (tokio::time::Instant::now(), hint());
         tokio::select! {
-            () = hint() => {}
+            () = async { hinted.await; tokio::time::sleep_until(asked + pause / 10).await } => {}
             () = tokio::time::sleep(pause) => {}
         }
     }

@@ -224,6 +224,8 @@ async fn an_older_file_is_brought_up() {
         "DROP INDEX record_uploads; DROP TABLE note; DROP INDEX pack_of_event; ALTER TABLE pack DROP COLUMN claimed; DROP INDEX pack_run; ALTER TABLE pack DROP COLUMN run;
          DROP INDEX message_visible; CREATE INDEX message_visible ON message (visible_at);
          INSERT INTO message (body, visible_at) VALUES ('kept', 0);
+         INSERT INTO record (key, version, status, run, attempts, updated, more)
+           VALUES ('old', 1, 'started', 'r', 1, 0, '{\"uploads_since\":\"2026-01-02T03:04:05Z\"}');
          PRAGMA user_version = 1;",
     )
     .unwrap();
@@ -231,6 +233,8 @@ async fn an_older_file_is_brought_up() {
     let state = file.open();
     assert_eq!(state.depth().await.unwrap().ready, 1);
     let fence = state.claim(&PackId::new("p"), Some(&RunId::new("r")), 1, &[]).await.unwrap().fence;
+    assert!(state.may_have_begun_uploads().await.unwrap());
+    rusqlite::Connection::open(&file.0).unwrap().execute_batch("DELETE FROM record").unwrap();
     assert!(!state.may_have_begun_uploads().await.unwrap());
     let record = |key: &str| Record::new(key.into(), RunId::new("r"), Status::Started, jiff::Timestamp::UNIX_EPOCH);
     let told = Some(Failure { kind: ErrorKind::Denied, text: "\"uploads_since\":".into() });

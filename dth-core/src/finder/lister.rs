@@ -39,7 +39,7 @@ pub(super) struct Lister {
     env: SharedEnv,
     retry: RetryPolicy,
     prefix: String,
-    /// Learns how long an answer takes.
+    /// Learns how long the first page takes.
     limit: Option<AdaptiveLimit>,
     page: VecDeque<Found>,
     /// The page under way; dropping the lister stops it.
@@ -82,10 +82,13 @@ impl Lister {
         let request = ListRequest { prefix: self.prefix.clone(), from, max: None };
         let limit = self.limit.take();
         self.fetch.spawn(async move {
-            let begun = Instant::now();
-            let page = retry.run(&*env, || index.list(&request)).await?;
+            let timed = async || {
+                let begun = Instant::now();
+                index.list(&request).await.map(|page| (page, begun.elapsed()))
+            };
+            let (page, took) = retry.run(&*env, timed).await?;
             if let Some(limit) = limit {
-                limit.expect(begun.elapsed());
+                limit.expect(took);
             }
             let next = page.next.map_or(Next::End, Next::Token);
             Ok(Fetched { page: page.entries.into_iter().map(Found::in_order).collect(), next, requests: 1 })

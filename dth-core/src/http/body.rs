@@ -121,7 +121,8 @@ pub fn read(body: Incoming, op: Op, target: String, patience: Patience) -> ByteS
 const TAKEN_OUT: usize = 32 << 10;
 
 /// A chunk without the rest of its connection's buffer, of which even a small one would keep the whole alive (and make the
-/// connection get another) for as long as it is held. A large one fills most of it, and costs more to copy.
+/// connection get another) for as long as it is held. A larger one is a quarter of the largest buffer at least, and
+/// costs more to copy.
 fn alone(data: Bytes) -> Bytes {
     if data.len() <= TAKEN_OUT { Bytes::copy_from_slice(&data) } else { data }
 }

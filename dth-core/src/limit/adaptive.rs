@@ -26,7 +26,7 @@ pub struct AdaptiveSettings {
 
 impl Default for AdaptiveSettings {
     fn default() -> Self {
-        Self { start: 32, max: 512 }
+        Self { start: 32, max: 480 }
     }
 }
 
@@ -68,7 +68,7 @@ pub struct AdaptivePermit {
 struct Path {
     /// The fastest answer there was.
     fastest: Option<Duration>,
-    /// Of the first answers together, which had the endpoint for themselves; and how many they are.
+    /// Of the first answers together, and how many they are: they had the endpoint for themselves, unless a listing had told of a long path.
     first: (Duration, u32),
     /// The fastest of the last whole window, and of the one under way, with its answers: paths change.
     window: Duration,
@@ -129,6 +129,9 @@ impl State {
     }
 }
 
+/// Requests at once that an answer may add.
+const STRIDE: u32 = 16;
+
 /// One refusal among so many answers is no sign of overload.
 const SHARE: u32 = 20;
 
@@ -164,12 +167,13 @@ impl AdaptiveLimit {
         Self { permits: Arc::new(Semaphore::new(start as usize)), state: Arc::new(Mutex::new(state)) }
     }
 
-    /// Tells how long a request of another kind took on the same path. Until there are answers to go by, a long one is begun with more
-    /// requests at once: a quarter of what will be of use, or a whole round trip is spent on learning that.
+    /// Tells how long a request of another kind took on the same path. Until there are answers to go by, or refusals, a long one is begun
+    /// with more requests at once: a quarter of what will be of use, or a whole round trip is spent on learning that.
     pub(crate) fn expect(&self, took: Duration) {
         let mut state = self.lock();
         let start = state.useful(took) / 4;
-        if state.path.fastest.is_none() && start > state.limit {
+        let unknown = state.path.fastest.is_none() && state.slow_start;
+        if unknown && start > state.limit {
             self.permits.add_permits((start - state.limit) as usize);
             state.limit = start;
         }
@@ -214,8 +218,8 @@ impl AdaptivePermit {
         state.successes += 1;
         if state.slow_start || state.successes >= state.limit {
             state.successes = 0;
-            // Far from what is of use, each round trip counts: on a long path the first makes six times as many of them, not twice.
-            let more = if state.slow_start { (most / state.limit).max(1).min(most - state.limit) } else { 1 };
+            // Far from what is of use, each round trip counts: the first makes nearly six times as many of 32 where 480 are of use, not twice.
+            let more = if state.slow_start { (most / state.limit).clamp(1, STRIDE).min(most - state.limit) } else { 1 };
             let paid = state.debt.min(more);
             state.limit += more;
             state.debt -= paid;
@@ -345,8 +349,14 @@ mod tests {
         assert_eq!(long.limit(), 128);
         round(&long, Duration::from_millis(150), false).await;
         assert!(long.limit() > 256, "{}", long.limit());
-        long.expect(Duration::from_secs(1));
-        assert!(long.limit() < 512, "there are answers to go by");
+        let known = limit(32, 512);
+        known.acquire().await.answered();
+        known.expect(Duration::from_millis(150));
+        assert_eq!(known.limit(), 32, "there is an answer to go by");
+        let refused = limit(32, 512);
+        round(&refused, Duration::from_millis(1), true).await;
+        refused.expect(Duration::from_millis(150));
+        assert_eq!(refused.limit(), 16, "it has asked for less");
         let short = limit(32, 512);
         short.expect(Duration::from_millis(150));
         round(&short, Duration::from_millis(1), false).await;

@@ -254,7 +254,7 @@ impl Inner {
         if alone && attempts > self.patience() {
             let error = Error::new(ErrorKind::Internal, Op::Transfer, job.key.to_string())
                 .with_source(format!("{} deliveries ended without an answer: the worker died or hung each time", attempts - 1));
-            return self.give_up(pack, index, &mut journal, error).await;
+            return Box::pin(self.give_up(pack, index, &mut journal, error)).await;
         }
         // In a box: what is moved into the guard against panics would take its room twice.
         let work = Box::pin(async {
@@ -287,7 +287,7 @@ impl Inner {
                 _ if error.is_retryable() => self.settings.max_attempts,
                 _ => 0,
             };
-        if alone && last { self.give_up(pack, index, &mut journal, error).await } else { Went::Again(error) }
+        if alone && last { Box::pin(self.give_up(pack, index, &mut journal, error)).await } else { Went::Again(error) }
     }
 
     /// Deliveries of a job that is not held responsible for how they ended.

@@ -692,6 +692,9 @@ impl<'a> World<'a> {
     async fn judge(&self, run: &RunId, poisoned: bool) {
         let sweep_retry = RetryPolicy::default();
         let swept = sweep(&self.sink, &*self.state, &self.keys, "t/", Duration::ZERO, &*self.env, &sweep_retry).await.unwrap();
+        if swept.aborted + swept.under_way > 0 && !self.state.may_have_begun_uploads().await.unwrap() {
+            self.violation(format!("I7: nobody would have looked for {swept:?}"));
+        }
         if !self.options.bare_sink {
             for upload in self.sink.list_uploads("", None).await.unwrap().0 {
                 let key = self.keys.to_source(&upload.key).unwrap();

@@ -28,9 +28,11 @@ fn parts(receipt: &Receipt) -> Option<(i64, i64)> {
     Some((id.parse().ok()?, receives.parse().ok()?))
 }
 
-/// A receive under way: one that is dropped lets its messages go, as if they had never been handed out.
+/// A receive under way: one that is dropped lets its messages go, uncounted, for others to take.
 struct Receiving<'a> {
     queue: &'a Sqlite,
+    /// When the leases end, by which they are known to be the same.
+    until: i64,
     hands: Arc<Mutex<Hands>>,
 }
 
@@ -58,15 +60,16 @@ impl Drop for Receiving<'_> {
         if taken.is_empty() {
             return;
         }
-        let queue = self.queue.clone();
+        let (queue, until) = (self.queue.clone(), self.until);
         runtime.spawn(async move {
             let now = queue.now();
             let let_go = queue.write(Op::Release, move |t| {
                 let mut release = t.prepare_cached(
-                    "UPDATE message SET visible_at = ?1, leased = 0, receives = receives - 1 WHERE id = ?2 AND receives = ?3 AND leased = 1",
+                    "UPDATE message SET visible_at = ?1, leased = 0, receives = receives - 1
+                     WHERE id = ?2 AND receives = ?3 AND visible_at = ?4 AND leased = 1",
                 )?;
                 for (id, receives) in taken {
-                    release.execute(params![now, id, receives])?;
+                    release.execute(params![now, id, receives, until])?;
                 }
                 Ok(())
             });
@@ -81,7 +84,7 @@ impl Drop for Receiving<'_> {
 impl Sqlite {
     async fn take(&self, max: usize, lease: Duration) -> Result<Vec<Delivery>> {
         let (now, until, max) = (self.now(), self.now() + millis(lease), max as i64);
-        let receiving = Receiving { queue: self, hands: Arc::default() };
+        let receiving = Receiving { queue: self, until, hands: Arc::default() };
         let hands = Arc::clone(&receiving.hands);
         let deliveries = self.write(Op::Receive, move |t| {
             let mut take = t.prepare_cached(
