@@ -11,7 +11,6 @@ use crate::{
     index::{Index, ListFrom, ListRequest},
     job::{Action, Job, Pack, Packer, Seen},
     key_map::KeyMap,
-    limit::AdaptiveLimit,
     manifest::Line,
     object::{Entry, ObjectKey},
     plan::compare::Verdict,
@@ -70,10 +69,10 @@ impl Inner {
         if shard.position.is_some() {
             reached(Branch::ShardResumed);
         }
-        let lister = |index, prefix: String, after, keys: &KeyMap, limit: Option<&AdaptiveLimit>| {
-            Lister::new(index, Arc::clone(&self.env), self.settings.retry, prefix, after, keys, limit.cloned())
+        let lister = |index, prefix: String, after, keys: &KeyMap, limit| {
+            Lister::new(index, Arc::clone(&self.env), self.settings.retry, prefix, after, keys, limit)
         };
-        let (source_limit, sink_limit) = self.limits.as_ref().map(|(source, sink)| (source, sink)).unzip();
+        let (source_limit, sink_limit) = self.limits.clone().unzip();
         let prefix = &self.settings.prefix;
         let mut source = lister(Arc::clone(&self.source), prefix.clone(), from.clone(), &self.keys, source_limit);
         let after = from.map(|place| if self.keys.is_ordered() { self.keys.to_destination(&place) } else { spool::at(&place) });

@@ -35,7 +35,6 @@ struct State {
     parts: BTreeMap<UploadId, BTreeMap<u32, Part>>,
     runs: BTreeMap<RunId, RunRow>,
     notes: BTreeMap<String, Note>,
-    begun_uploads: bool,
 }
 
 #[derive(Debug, Default)]
@@ -135,7 +134,7 @@ impl StateStore for MemoryState {
     }
 
     async fn may_have_begun_uploads(&self) -> Result<bool> {
-        Ok(self.lock().begun_uploads)
+        Ok(self.lock().records.values().any(|record| record.uploads_since.is_some()))
     }
 
     async fn claim(&self, pack: &PackId, run: Option<&RunId>, incarnation: u64, jobs: &[(ObjectKey, Option<Origin>)]) -> Result<Claim> {
@@ -179,7 +178,6 @@ impl StateStore for MemoryState {
             for end in &write.ends {
                 state.count(end);
             }
-            state.begun_uploads |= record.uploads_since.is_some();
             let forget = self.forget_done && matches!(record.status, Status::Done | Status::Deleted) && record.uploads_since.is_none();
             if forget {
                 state.records.remove(&record.key)

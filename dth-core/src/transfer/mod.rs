@@ -413,8 +413,7 @@ impl Transfer {
             }
             Err(error) => return self.unreadable(job, error, journal).await.map(|e| Attempt::Ended(Box::new(e))),
         };
-        // Each step in a box of its own: hundreds of jobs wait for their turn, and none of them needs room for all of this.
-        if let Some(ended) = Box::pin(self.already_there(job, key, &read.info, held, journal)).await? {
+        if let Some(ended) = self.already_there(job, key, &read.info, held, journal).await? {
             return Ok(Attempt::Ended(Box::new(ended)));
         }
         let size = read.info.entry.size.unwrap_or(read.range.end);
@@ -425,7 +424,7 @@ impl Transfer {
             drop((read, permit));
             return match self.read(job, &pinned).await {
                 Ok((read, permit)) => {
-                    Box::pin(self.drop_upload(job, journal)).await?;
+                    self.drop_upload(job, journal).await?;
                     if self.goes_held_or_streamed(&read.info, size).0 {
                         Box::pin(self.single(key, held, read, permit, journal)).await
                     } else {
@@ -441,8 +440,9 @@ impl Transfer {
         let one_request = capability.multipart.is_none() && size <= capability.max_put;
         if held_whole || streamed_whole || one_request {
             // T2: an upload of an earlier version is of no use to this one.
-            Box::pin(self.drop_upload(job, journal)).await?;
+            self.drop_upload(job, journal).await?;
         }
+        // Each in a box of its own: hundreds of jobs wait for their turn, and none of them needs room for all of this.
         if held_whole {
             Box::pin(self.single(key, held, read, permit, journal)).await
         } else if one_request {

@@ -623,13 +623,17 @@ impl Transfer {
     /// Strikes the upload from the record first, so that nobody continues it, then aborts it.
     pub(super) async fn drop_upload(&self, job: &Job, journal: &mut Journal<'_>) -> Result<()> {
         let Some(upload) = journal.record().upload.clone() else { return Ok(()) };
-        let record = Record { upload: None, ..journal.next(Status::Started, self.env.now()) };
-        journal.save(record, &self.settings.retry, &self.env).await?;
-        if let Some(id) = upload.id {
-            self.abort(&self.keys.to_destination(&job.key), &id).await?;
-            journal.forget_parts(&id, &self.settings.retry, &self.env).await?;
-        }
-        Ok(())
+        // In a box: nearly always there is none, and whoever asks would have room for all of this.
+        Box::pin(async {
+            let record = Record { upload: None, ..journal.next(Status::Started, self.env.now()) };
+            journal.save(record, &self.settings.retry, &self.env).await?;
+            if let Some(id) = upload.id {
+                self.abort(&self.keys.to_destination(&job.key), &id).await?;
+                journal.forget_parts(&id, &self.settings.retry, &self.env).await?;
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// Throws away what a job that is given up has begun.

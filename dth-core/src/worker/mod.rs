@@ -296,12 +296,8 @@ impl Worker {
                 Ok(deliveries) => {
                     failures = 0;
                     for delivery in deliveries {
-                        let (inner, stop) = (Arc::clone(inner), stop.clone());
-                        let in_hand = InHand::one(&inner);
-                        scope.spawn(async move {
-                            inner.handle(delivery, lease, &stop).await;
-                            drop(in_hand);
-                        });
+                        let (in_hand, stop) = (InHand::one(inner), stop.clone());
+                        scope.spawn(async move { in_hand.0.handle(delivery, lease, &stop).await });
                     }
                 }
                 Err(error) => {
